@@ -1,0 +1,206 @@
+"""The command line, `rubric-rm STAGE`: help, options, errors, log settings. Every stage's work is elsewhere.
+
+Never imports torch: a stage's module is imported only once its options are known to be right.
+"""
+
+import importlib.metadata
+import inspect
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
+
+from policy.config import DEMO_SETS, DemoConfig, PolicyConfig
+from policy.options import build_parser, parse, to_yaml
+from rm.config import AuditConfig, CalibrateConfig, ScoreConfig, TrainConfig
+from rubric_data.config import JudgeConfig
+from rubric_data.errors import UserError
+
+PROGRAM = "rubric-rm"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One subcommand: its config, the function that runs it, and what its help says beyond the options."""
+
+    config: type
+    run: str  # "module:function", imported when it is called
+    about: str
+    example: str
+    hidden: tuple[str, ...] = ()  # config keys the stage sets itself
+    recipe: str | None = None  # the recipe used when no --config is given
+
+
+STAGES = {
+    "judge": Stage(
+        JudgeConfig,
+        "rm.judging:run_judge",
+        "Every verdict goes into a ledger first, so an interrupted run goes on with --resume true and nothing is "
+        "asked twice. An answer that fails or cannot be read is masked with its reason; it never counts as 'not met'.",
+        "--data my.jsonl --judge openai --model gpt-5-mini --output runs/judge",
+    ),
+    "train": Stage(
+        TrainConfig,
+        "rm.train:run_train",
+        "Needs responses with verdicts and with splits, as `judge` writes them. The best checkpoint on the "
+        "validation split ends up in OUTPUT/model. After an interruption the same command with --resume true goes on.",
+        "--data runs/judge/judged.jsonl --output runs/train",
+    ),
+    "calibrate": Stage(
+        CalibrateConfig,
+        "rm.calibration:run_calibrate",
+        "Everything that loads the model afterwards applies it.",
+        "--model runs/train/model --data runs/judge/judged.jsonl",
+    ),
+    "audit": Stage(
+        AuditConfig,
+        "rm.audit:run_audit",
+        "Intervals come from resampling prompts. Baselines stand beside the model: majority, length, lexical "
+        "overlap, and the untrained backbone.",
+        "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
+    ),
+    "score": Stage(
+        ScoreConfig,
+        "rm.scorer:run_score",
+        "Reads the prompts, responses and rubrics of a file; needs no verdicts in it.",
+        "--model runs/train/model --data my.jsonl --output scored.jsonl",
+    ),
+    "ppo": Stage(
+        PolicyConfig,
+        "policy.ppo:run_ppo",
+        "Logs at every update the reward model's reward (proxy), the judge's reward (gold) and the KL to the "
+        "starting policy; compares gold reward on held-out prompts before and after.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/ppo",
+    ),
+    "demo": Stage(
+        DemoConfig,
+        "policy.demo:run_demo",
+        "Needs no network and no GPU: the data, the backbone and the judge are embedded. Without --config it runs "
+        "the packaged recipe 'quickstart'.",
+        "--output runs/demo --policy.steps 20",
+        hidden=DEMO_SETS,
+        recipe="quickstart",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        raise UserError(f"a command is missing; give one of {', '.join(STAGES)}, or --help")
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(_versions())
+        return 0
+    if name not in STAGES:
+        raise UserError(f"unknown command '{name}'; give one of {', '.join(STAGES)}, or --help")
+    return _run_stage(name, STAGES[name], rest)
+
+
+def _run_stage(name: str, stage: Stage, rest: list[str]) -> int:
+    parser = build_parser(
+        stage.config,
+        prog=f"{PROGRAM} {name}",
+        description=f"{_purpose(stage)} {stage.about}",
+        epilog=f"example: {PROGRAM} {name} {stage.example}",
+        hidden=stage.hidden,
+    )
+    if "-h" in rest or "--help" in rest:
+        print(parser.format_help())
+        return 0
+    if stage.recipe and not any(argument.partition("=")[0] == "--config" for argument in rest):
+        rest = ["--config", stage.recipe, *rest]
+    config: Any = parse(stage.config, rest, parser, stage.hidden)
+    if _is_main_process():
+        _show(name, to_yaml(config, stage.hidden))
+    _quieten()
+    resolve_name(stage.run)(config)
+    return 0
+
+
+def _purpose(stage: Stage) -> str:
+    return inspect.cleandoc(stage.config.__doc__ or "")
+
+
+def _overview() -> str:
+    width = max(map(len, STAGES))
+    lines = [
+        textwrap.fill(_purpose(stage), 100, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4))
+        for name, stage in STAGES.items()
+    ]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [--config FILE] [--option VALUE ...]",
+            "",
+            "Distil a judge's verdicts on rubrics into a compact reward model, and use it in RL.",
+            "",
+            "commands, in the order of the work:",
+            *lines,
+            "",
+            f"`{PROGRAM} COMMAND --help` explains a command and each of its options.",
+            "Options come from a YAML file (--config) and from the command line, which wins.",
+            f"Start with: {PROGRAM} demo",
+        ]
+    )
+
+
+def _versions() -> str:
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    beside = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "trl"))
+    return f"{PROGRAM} {version(PROGRAM)} (Python {sys.version.split()[0]}, {beside})"
+
+
+def _is_main_process() -> bool:
+    """False on all ranks but the first under `accelerate launch` or torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _show(name: str, resolved: str) -> None:
+    """Print the resolved configuration as YAML that --config would read back."""
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    console = Console()
+    console.rule(f"{PROGRAM} {name}", style="dim")
+    console.print(Syntax(resolved.rstrip(), "yaml", theme="ansi_dark", background_color="default", word_wrap=True))
+    console.rule(style="dim")
+
+
+def _quieten() -> None:
+    """Silence what libraries say on every run and a user can do nothing about. Only the command line does this."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every fork warns
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    for pattern in _KNOWN_NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+_KNOWN_NOISE = (r".*TRL.*experimental.*",)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,415 @@
+"""How far the reward model is from its judge on held-out prompts, beside the baselines.
+
+`audit` is the arithmetic on records and predictions (docs/metrics.md names every key); `run_audit` reads the
+data, asks the model and writes the run folder. What it looks like is `rm.report`; the statistics themselves
+are `rm.metrics`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rm import baselines, metrics, report
+from rm.config import AuditConfig
+from rubric_data.errors import UserError
+from rubric_data.files import start_run, write_json, write_text
+from rubric_data.io import load_data
+from rubric_data.labelling import label
+from rubric_data.records import JudgedResponse
+from rubric_data.reward import rubric_reward
+from rubric_data.split import check_leaks, of_split
+from rubric_data.verifiers import VerifierJudge
+
+MODEL = "model"  # the calibrated model; differences and breakdowns are of this predictor
+RAW = "model (raw)"  # sigmoid of its logits, before calibration
+ZERO_SHOT = "zero-shot"
+
+RELIABILITY_BINS = 10
+REWARD_BINS = 5
+DISAGREEMENTS = 12
+UNTAGGED = "(no tag)"
+_DECIMALS = 6  # of every number written
+_REWARD_DECIMALS = 9  # rewards closer than this tie; the order of a sum must not decide a rank
+
+Predictions = Mapping[str, Sequence[np.ndarray]]
+
+
+def run_audit(config: AuditConfig) -> dict[str, Any]:
+    """Audit a trained model; write audit.json, predictions.jsonl and audit.html; print the summary.
+
+    Raises UserError on leaking splits, a split without verdicts, or a run folder in use.
+    """
+    from rm.scorer import RubricScorer  # here, for it brings torch, which the arithmetic does without
+
+    records = _load_judged(config.data)
+    # a rubric shared by many prompts is no leak of its own; whether one was trained on is reported
+    check_leaks(records, shared_rubrics=config.data != "builtin")
+    held_out = of_split(records, config.split)
+    train = [record for record in records if record.split == "train"]
+    folder = start_run(config.output, asdict(config))
+
+    scorer = RubricScorer.from_pretrained(config.model, tokens_per_batch=config.tokens_per_batch)
+    scored = scorer.score(
+        [record.prompt for record in held_out],
+        [record.response for record in held_out],
+        [record.rubric for record in held_out],
+    )
+    predictions: dict[str, list[np.ndarray]] = {
+        MODEL: [np.asarray(one.probs, float) for one in scored],
+        RAW: [1 / (1 + np.exp(-np.asarray(one.logits, float))) for one in scored],
+    }
+    if config.zero_shot:
+        untrained = RubricScorer.zero_shot(scorer.backbone, tokens_per_batch=config.tokens_per_batch)
+        predictions[ZERO_SHOT] = baselines.zero_shot(untrained, held_out)
+    if train:  # a file of held-out responses alone has nothing to fit them on
+        predictions |= baselines.fitted_baselines(train, held_out)
+
+    trained_on = {record.rubric.id for record in train}
+    result = {
+        "facts": {
+            "model": config.model,
+            "data": config.data,
+            "split": config.split,
+            "judges": sorted({verdict.judge for record in held_out for verdict in record.verdicts if verdict.judge}),
+            "truncated_responses": sum(one.truncated > 0 for one in scored),
+            "rubrics_seen_in_training": len({record.rubric.id for record in held_out} & trained_on),
+            "rubrics": len({record.rubric.id for record in held_out}),
+        }
+    } | audit(held_out, predictions, tail=config.tail, bootstrap=config.bootstrap, seed=config.seed)
+    write_json(folder / "audit.json", result)
+    write_text(folder / "predictions.jsonl", prediction_lines(held_out, predictions))
+    write_text(folder / "audit.html", report.render(result))
+    console = Console()
+    console.print(report.summary_table(result))
+    console.print(f"report: {folder / 'audit.html'}", soft_wrap=True)
+    return result
+
+
+def audit(
+    records: Sequence[JudgedResponse],
+    predictions: Predictions,
+    *,
+    tail: float = 0.25,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Agreement of each predictor with the verdicts of ``records``, as JSON-able values.
+
+    ``predictions[name][i]`` holds P(met) in [0, 1] for every criterion of ``records[i]``, (K,). The predictor
+    "model" must be there. Every interval comes from the same ``bootstrap`` resamples of prompts. Masked verdicts
+    are left out, of both sides' rewards too. Neither the order of the records nor the names of prompts matter.
+
+    Raises UserError if no verdict is left, ValueError on predictions that do not fit the records.
+    """
+    for name, values in predictions.items():
+        _check_predictions(name, values, records)
+    table = _Table.of(records)
+    if not len(table.gold_N):
+        raise UserError("audit: these responses carry no verdicts; run `rubric-rm judge` on them first")
+    counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
+    judged = {name: _Predicted.of(values, records, table) for name, values in predictions.items()}
+    model = judged[MODEL]
+    everything, best = _pair_sets(table, tail)
+
+    def settle(statistic: metrics.Statistic) -> dict[str, float | None]:
+        return _as_dict(metrics.estimate(statistic, counts_RP))
+
+    return {
+        "prompts": table.prompts,
+        "responses": len(records),
+        "verdicts": len(table.gold_N),
+        "masked": int((~table.known_N).sum()),
+        "undecided": int((table.gold_N == metrics.THRESHOLD).sum()),
+        "unrewarded": int((~table.rewarded_B).sum()),
+        "mean_verdict": settle(metrics.mean(table.gold_N, table.prompt_N, table.prompts)),
+        "mean_reward": settle(metrics.mean(table.reward_B, table.prompt_B, table.prompts)),
+        "pairs": {
+            name: {
+                "count": len(pairs.first_M),
+                "judge_ties": settle(metrics.judge_ties(table.reward_B, table.prompt_B, table.prompts, pairs)),
+            }
+            for name, pairs in (("all", everything), ("tail", best))
+        },
+        "tail": tail,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "level": metrics.LEVEL,
+        "predictors": {
+            name: {
+                "criterion": {key: settle(s) for key, s in _criterion_statistics(table, one).items()}
+                | {"reliability": _reliability(table, one)},
+                "reward": {
+                    "spearman": settle(metrics.spearman(*_rewards(table, one))),
+                    "kendall": settle(metrics.kendall(*_rewards(table, one))),
+                    "bias": settle(_bias(table, one)),
+                    "pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, everything).items()},
+                    "tail_pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, best).items()},
+                    "by_quantile": _by_quantile(table, one, counts_RP),
+                },
+            }
+            for name, one in judged.items()
+        },
+        "model_minus": {
+            name: {
+                key: _as_dict(metrics.difference(ours, theirs, counts_RP))
+                for key, ours, theirs in _compared(table, model, other, best)
+            }
+            for name, other in judged.items()
+            if name != MODEL
+        },
+        "by_tag": _by_tag(records, table, model, counts_RP),
+        "by_generator": _by_generator(records, table, model, counts_RP),
+        "disagreements": _disagreements(records, predictions[MODEL]),
+    }
+
+
+def prediction_lines(records: Sequence[JudgedResponse], predictions: Predictions) -> str:
+    """JSON Lines, one per (response, criterion): the judge's verdict (null where masked) and every prediction."""
+    lines = []
+    for index, record in enumerate(records):
+        for place, (criterion, value) in enumerate(zip(record.rubric.criteria, record.values(), strict=True)):
+            line = {
+                "prompt_id": record.prompt_id,
+                "response_id": record.response_id,
+                "criterion_id": criterion.id,
+                "gold": _number(value),
+                "predicted": {name: _number(values[index][place]) for name, values in predictions.items()},
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _load_judged(name: str) -> list[JudgedResponse]:
+    records = load_data(name)
+    if name == "builtin" and not any(record.verdicts for record in records):
+        records, _ = label(records, VerifierJudge())
+    return records
+
+
+def _check_predictions(name: str, values: Sequence[np.ndarray], records: Sequence[JudgedResponse]) -> None:
+    if len(values) != len(records):
+        raise ValueError(f"predictions {name!r}: {len(values)} for {len(records)} responses")
+    for record, probs_K in zip(records, values, strict=True):
+        if np.shape(probs_K) != (len(record.rubric.criteria),):
+            raise ValueError(f"predictions {name!r}: response {record.response_id!r} needs one number per criterion")
+        if not ((np.asarray(probs_K) >= 0) & (np.asarray(probs_K) <= 1)).all():
+            raise ValueError(f"predictions {name!r}: response {record.response_id!r} has a number outside [0, 1]")
+
+
+# --- the tables the statistics are taken from ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The judge's side. N unmasked verdicts; B responses with a reward; prompts numbered 0..P-1."""
+
+    prompts: int
+    known_N: np.ndarray  # over every verdict, masked ones too: which are known
+    gold_N: np.ndarray
+    prompt_N: np.ndarray
+    rewarded_B: np.ndarray  # over every response: which have a reward
+    reward_B: np.ndarray
+    prompt_B: np.ndarray
+
+    @classmethod
+    def of(cls, records: Sequence[JudgedResponse]) -> "_Table":
+        # numbered by text, so that neither order nor ids decide which prompts a resample draws
+        ids = sorted({(record.prompt, record.prompt_id) for record in records})
+        number = {prompt: index for index, prompt in enumerate(ids)}
+        prompt = np.array([number[record.prompt, record.prompt_id] for record in records], int)
+        sizes = [len(record.rubric.criteria) for record in records]
+        gold = np.array([value for record in records for value in record.values()], float)
+        reward = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
+        known, rewarded = ~np.isnan(gold), ~np.isnan(reward)
+        return cls(
+            prompts=len(ids),
+            known_N=known,
+            gold_N=gold[known],
+            prompt_N=np.repeat(prompt, sizes)[known],
+            rewarded_B=rewarded,
+            reward_B=np.round(reward[rewarded], _REWARD_DECIMALS),
+            prompt_B=prompt[rewarded],
+        )
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """One predictor's side, aligned with a `_Table`."""
+
+    prob_N: np.ndarray
+    reward_B: np.ndarray
+
+    @classmethod
+    def of(cls, values: Sequence[np.ndarray], records: Sequence[JudgedResponse], table: _Table) -> "_Predicted":
+        # a criterion the judge did not answer leaves both rewards, so that they weigh the same questions
+        asked = [np.where(np.isnan(r.values()), np.nan, v) for r, v in zip(records, values, strict=True)]
+        reward = np.array([rubric_reward(r.rubric, v) for r, v in zip(records, asked, strict=True)], float)
+        return cls(
+            prob_N=np.concatenate([np.asarray(v, float) for v in values])[table.known_N],
+            reward_B=np.round(reward[table.rewarded_B], _REWARD_DECIMALS),
+        )
+
+
+def _rewards(table: _Table, one: _Predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    return table.reward_B, one.reward_B, table.prompt_B, table.prompts
+
+
+def _pair_sets(table: _Table, tail: float) -> tuple[metrics.Pairs, metrics.Pairs]:
+    """All same-prompt pairs, and those with both responses in their prompt's tail."""
+    everything = metrics.same_prompt_pairs(table.prompt_B)
+    members = metrics.in_tail(table.reward_B, table.prompt_B, tail)
+    return everything, everything.within(np.where(members, 0, -1))
+
+
+# --- groups of statistics --------------------------------------------------------------------------------------------
+
+
+def _criterion_statistics(
+    table: _Table, one: _Predicted, chosen_N: np.ndarray | slice = slice(None)
+) -> dict[str, metrics.Statistic]:
+    sides = table.gold_N[chosen_N], one.prob_N[chosen_N], table.prompt_N[chosen_N], table.prompts
+    return {
+        "accuracy": metrics.accuracy(*sides),
+        "auroc": metrics.auroc(*sides),
+        "brier": metrics.brier(*sides),
+        "log_loss": metrics.log_loss(*sides),
+        "ece": metrics.calibration_error(*sides, bins=RELIABILITY_BINS),
+    }
+
+
+def _pair_statistics(table: _Table, one: _Predicted, pairs: metrics.Pairs) -> dict[str, metrics.Statistic]:
+    sides = _rewards(table, one)
+    by_rule: dict[str, metrics.Statistic] = {
+        rule: metrics.pair_accuracy(*sides, pairs, rule) for rule in metrics.TIE_RULES
+    }
+    return by_rule | {"prediction_ties": metrics.prediction_ties(*sides, pairs)}
+
+
+def _bias(table: _Table, one: _Predicted) -> metrics.Statistic:
+    return metrics.mean(one.reward_B - table.reward_B, table.prompt_B, table.prompts)
+
+
+def _compared(
+    table: _Table, model: _Predicted, other: _Predicted, best: metrics.Pairs
+) -> list[tuple[str, metrics.Statistic, metrics.Statistic]]:
+    ours, theirs = _criterion_statistics(table, model), _criterion_statistics(table, other)
+    half = _pair_statistics(table, model, best)["half"], _pair_statistics(table, other, best)["half"]
+    return [(key, ours[key], theirs[key]) for key in ("accuracy", "auroc", "brier")] + [("tail_pair_accuracy", *half)]
+
+
+def _reliability(table: _Table, one: _Predicted) -> list[dict[str, Any]]:
+    curve = metrics.reliability_curve(table.gold_N, one.prob_N, RELIABILITY_BINS)
+    return [
+        {"count": p.count, "predicted": _number(p.predicted), "judged": _number(p.judged)} for p in curve
+    ]
+
+
+def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[dict[str, Any]]:
+    """Agreement over equal-mass bins of the judge's reward, all prompts together, worst bin first."""
+    bin_B = metrics.equal_mass_bins(table.reward_B, REWARD_BINS)
+    pairs = metrics.same_prompt_pairs(table.prompt_B)
+    rows = []
+    for index in np.unique(bin_B):
+        chosen = bin_B == index
+        within = pairs.within(np.where(chosen, 0, -1))
+        statistics: dict[str, metrics.Statistic] = {
+            "gold": metrics.mean(table.reward_B[chosen], table.prompt_B[chosen], table.prompts),
+            "proxy": metrics.mean(one.reward_B[chosen], table.prompt_B[chosen], table.prompts),
+            "pair_accuracy": metrics.pair_accuracy(*_rewards(table, one), within, "half"),
+        }
+        rows.append(
+            {
+                "low": _number(table.reward_B[chosen].min()),
+                "high": _number(table.reward_B[chosen].max()),
+                "responses": int(chosen.sum()),
+                "pairs": int((table.reward_B[within.first_M] != table.reward_B[within.second_M]).sum()),
+            }
+            | {key: _as_dict(metrics.estimate(s, counts_RP)) for key, s in statistics.items()}
+        )
+    return rows
+
+
+def _by_tag(
+    records: Sequence[JudgedResponse], table: _Table, model: _Predicted, counts_RP: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Verdict-level agreement on each tag; a criterion with several tags counts under each."""
+    tags = [set(criterion.tags) or {UNTAGGED} for record in records for criterion in record.rubric.criteria]
+    known = [found for found, is_known in zip(tags, table.known_N, strict=True) if is_known]
+    found: dict[str, dict[str, Any]] = {}
+    for tag in sorted(set().union(*known)):
+        chosen = np.array([tag in has for has in known])
+        found[tag] = _breakdown(table, model, chosen, counts_RP)
+    return found
+
+
+def _by_generator(
+    records: Sequence[JudgedResponse], table: _Table, model: _Predicted, counts_RP: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Agreement on the responses of each generator, with how much more reward the model gives it than the judge."""
+    writer = np.array([record.generator for record in records])
+    writer_N = np.repeat(writer, [len(record.rubric.criteria) for record in records])[table.known_N]
+    writer_B = writer[table.rewarded_B]
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(set(writer_N.tolist())):
+        chosen = writer_B == name
+        gap = metrics.mean((model.reward_B - table.reward_B)[chosen], table.prompt_B[chosen], table.prompts)
+        gold = metrics.mean(table.reward_B[chosen], table.prompt_B[chosen], table.prompts)
+        found[name] = (
+            {"responses": int((writer == name).sum())}
+            | _breakdown(table, model, writer_N == name, counts_RP)
+            | {
+                "mean_reward": _as_dict(metrics.estimate(gold, counts_RP)),
+                "bias": _as_dict(metrics.estimate(gap, counts_RP)),
+            }
+        )
+    return found
+
+
+def _breakdown(table: _Table, model: _Predicted, chosen_N: np.ndarray, counts_RP: np.ndarray) -> dict[str, Any]:
+    statistics = _criterion_statistics(table, model, chosen_N)
+    prompt_N = table.prompt_N[chosen_N]
+    shown = {
+        "mean_verdict": metrics.mean(table.gold_N[chosen_N], prompt_N, table.prompts),
+        "mean_predicted": metrics.mean(model.prob_N[chosen_N], prompt_N, table.prompts),
+    } | {key: statistics[key] for key in ("accuracy", "auroc", "brier")}
+    return {"verdicts": int(chosen_N.sum()), "prompts": len(np.unique(prompt_N))} | {
+        key: _as_dict(metrics.estimate(statistic, counts_RP)) for key, statistic in shown.items()
+    }
+
+
+def _disagreements(records: Sequence[JudgedResponse], probs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The verdicts the model is furthest from, at most one of a response, furthest first."""
+    found = []
+    for record, probs_K in zip(records, probs, strict=True):
+        gap_K = np.abs(np.asarray(record.values()) - probs_K)
+        if np.isnan(gap_K).all():
+            continue
+        place = int(np.nanargmax(gap_K))
+        criterion = record.rubric.criteria[place]
+        row = {
+            "prompt_id": record.prompt_id,
+            "response_id": record.response_id,
+            "criterion_id": criterion.id,
+            "generator": record.generator,
+            "prompt": record.prompt,
+            "response": record.response,
+            "criterion": criterion.text,
+            "judged": _number(record.values()[place]),
+            "predicted": _number(probs_K[place]),
+        }
+        found.append((-round(float(gap_K[place]), _DECIMALS), record.prompt, record.response, row))
+    return [row for *_, row in sorted(found, key=lambda entry: entry[:3])[:DISAGREEMENTS]]
+
+
+def _as_dict(estimate: metrics.Estimate) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in asdict(estimate).items()}
+
+
+def _number(value: float) -> float | None:
+    """``value`` as JSON has it: rounded, and null where undefined."""
+    return None if np.isnan(value) else round(float(value), _DECIMALS) + 0.0  # + 0.0 turns -0.0 into 0.0

@@ -1,0 +1,76 @@
+"""Configurations of the reward model's stages. Never imports torch, so `--help` answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Backend = Literal["auto", "cpu_flash", "sdpa"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass
+class TrainConfig:
+    """Distil verdicts into a rubric-conditioned reward model."""
+
+    output: str  # run folder; the model is written into its model/ folder
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits; 'builtin' judges itself by verifier
+    model: str = "smollm2"  # backbone: model folder, hub id, or 'smollm2' (embedded)
+    attention: Backend = "auto"  # kernel; auto takes the fastest the machine has
+    dtype: Dtype = "auto"  # of the backbone; auto is bfloat16 where the machine computes it natively
+    max_length: int = 2048  # tokens of prompt + response + criterion on one path; longer responses are cut, and counted
+    lora_rank: int = 16  # 0 trains every weight
+    lora_alpha: int = 32  # scale of the adapter: alpha / rank
+    learning_rate: float = 5e-4  # of the backbone, at its peak
+    head_learning_rate: float = 5e-4  # of the verdict head
+    weight_decay: float = 0.0  # of AdamW
+    warmup_ratio: float = 0.05  # share of the steps over which the learning rate rises
+    epochs: float = 1.0  # passes over the training split
+    max_steps: int = -1  # optimiser steps; overrides epochs when positive
+    tokens_per_batch: int = 4096  # packed tokens in one forward pass
+    gradient_accumulation: int = 1  # forward passes per optimiser step
+    responses_per_tree: int = 8  # responses of one prompt that share a tree
+    pairwise_weight: float = 0.2  # share of the same-prompt pairwise loss
+    tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts
+    gradient_checkpointing: bool = False  # less memory for more time
+    eval_steps: int = 20  # optimiser steps between validations and checkpoints
+    eval_trees: int = 40  # validation trees read each time
+    patience: int = 5  # validations without improvement before stopping
+    logging_steps: int = 1  # optimiser steps between two logged lines
+    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
+    seed: int = 0  # of the order of trees and of the adapter's start
+    resume: bool = False  # go on from the last checkpoint of an interrupted run
+
+
+@dataclass
+class CalibrateConfig:
+    """Fit the map from the model's logits to the judge's scale, on the validation split."""
+
+    model: str  # model folder of a training run; calibration.json is written into it
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
+    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    overwrite: bool = False  # replace an earlier calibration
+
+
+@dataclass
+class AuditConfig:
+    """Compare the reward model with its judge on held-out prompts, overall and in the tail."""
+
+    model: str  # model folder
+    output: str  # run folder; audit.json, audit.html and predictions.jsonl are written into it
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
+    split: Literal["validation", "test"] = "test"  # whose prompts are read
+    tail: float = 0.25  # top share of each prompt's responses, by the judge
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    zero_shot: bool = True  # also run the untrained backbone, the costliest baseline
+    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    seed: int = 0  # of the resamples
+
+
+@dataclass
+class ScoreConfig:
+    """Score responses against their rubrics: text in, verdicts and rewards out."""
+
+    model: str  # model folder
+    data: str  # .jsonl or .parquet of responses with rubrics
+    output: str  # .jsonl or .parquet file to write
+    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    overwrite: bool = False  # replace an output file that is there already

@@ -1,0 +1,203 @@
+"""Judged responses as training trees: grouping, targets, token budgets, collation. Owns no loss and no model.
+
+A collated batch, for two trees with N = 5 verdicts, R = 3 responses and P = 1 pair:
+
+    input_ids       (1, T)   packed tokens
+    position_ids    (1, T)   restart along every path
+    layout          TreeLayout
+    labels          (N,)     verdicts in [0, 1]; -100 where masked
+    weights, veto   (N,)     of the criterion
+    response        (N,)     which of the batch's R responses a verdict belongs to
+    pairs           (P, 2)   better and worse response of one prompt, by the judge
+    pair_weights    (P,)     sums to the number of verdicts of the trees that have pairs
+"""
+
+import itertools
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from rm.encoding import Encoder
+from rm.layout import Tree, pack
+from rm.metrics import in_tail
+from rubric_data.errors import UserError
+from rubric_data.io import BUILTIN, load_data
+from rubric_data.labelling import label
+from rubric_data.records import JudgedResponse
+from rubric_data.reward import rubric_reward
+from rubric_data.split import check_leaks
+from rubric_data.verifiers import VerifierJudge
+
+MASKED = -100.0  # label of a verdict without a value; the Trainer counts the others
+
+
+@dataclass(frozen=True)
+class TrainingTree:
+    """One prompt, some of its responses, and what the judge said of them.
+
+    ``values``, ``weights``, ``veto`` (N,) depth-first, NaN where masked; ``sizes`` (R,) criteria of each response;
+    ``rewards`` (R,) the judge's; ``tail`` (R,) whether the response is in the prompt's top share; ``cut`` tokens lost.
+    """
+
+    tree: Tree
+    values: list[float]
+    weights: list[float]
+    veto: list[bool]
+    sizes: list[int]
+    rewards: list[float]
+    tail: list[bool]
+    cut: int
+
+
+def load_judged(name: str) -> list[JudgedResponse]:
+    """Responses with verdicts: a file of them, or the embedded ones, answered by the exact verifiers.
+
+    Raises UserError if nothing has been judged, LeakError if a prompt stands in two splits.
+    """
+    records = load_data(name)
+    if name == BUILTIN:
+        records, _ = label(records, VerifierJudge())
+    if not any(record.verdicts for record in records):
+        raise UserError(f"{name}: holds no verdicts; run 'rubric-rm judge --data {name}' first")
+    check_leaks(records, shared_rubrics=True)  # a checklist may belong to a whole category of prompts
+    return records
+
+
+def _in_tail(rewards: Sequence[float], share: float) -> list[bool]:
+    """Which of one prompt's responses are in its top ``share``; one without a reward never is."""
+    gold = np.array(rewards)
+    known = np.flatnonzero(~np.isnan(gold))
+    found = np.zeros(len(gold), bool)
+    found[known] = in_tail(gold[known], np.zeros(len(known), int), share)
+    return found.tolist()
+
+
+def build_trees(
+    records: Sequence[JudgedResponse], encoder: Encoder, *, responses_per_tree: int, seed: int, tail: float = 0.25
+) -> list[TrainingTree]:
+    """Group records by prompt, shuffle each group's responses, and cut it into trees of about equal size."""
+    groups: dict[str, list[JudgedResponse]] = defaultdict(list)
+    for record in records:
+        groups[record.prompt].append(record)
+    trees = []
+    for prompt, members in groups.items():
+        random.Random(f"{seed}/{prompt}").shuffle(members)
+        rewards = [rubric_reward(record.rubric, record.values()) for record in members]
+        top = _in_tail(rewards, tail)
+        count = math.ceil(len(members) / responses_per_tree)
+        for part in range(count):
+            chosen = range(part, len(members), count)
+            some = [members[index] for index in chosen]
+            encoded = encoder.encode(
+                prompt, [record.response for record in some], [record.rubric.criteria for record in some]
+            )
+            trees.append(
+                TrainingTree(
+                    encoded.tree,
+                    [value for record in some for value in record.values()],
+                    [criterion.weight for record in some for criterion in record.rubric.criteria],
+                    [criterion.veto for record in some for criterion in record.rubric.criteria],
+                    [len(record.rubric.criteria) for record in some],
+                    [rewards[index] for index in chosen],
+                    [top[index] for index in chosen],
+                    encoded.prompt_cut + sum(encoded.response_cut),
+                )
+            )
+    return trees
+
+
+def judged_pairs(rewards: Sequence[float], tail: Sequence[bool], tail_weight: float) -> list[tuple[int, int, float]]:
+    """(better, worse, weight) for all pairs the judge tells apart; both in the tail counts ``tail_weight``, else 1."""
+    pairs = []
+    for first, second in itertools.combinations(range(len(rewards)), 2):
+        if rewards[first] > rewards[second]:
+            better, worse = first, second
+        elif rewards[second] > rewards[first]:
+            better, worse = second, first
+        else:  # a tie, or no reward
+            continue
+        pairs.append((better, worse, tail_weight if tail[first] and tail[second] else 1.0))
+    return pairs
+
+
+def collate(trees: Sequence[TrainingTree], tail_weight: float) -> dict[str, Any]:
+    """Pack trees into the batch the module docstring shows."""
+    input_ids, position_ids, layout = pack([tree.tree for tree in trees])
+    values = torch.tensor([value for tree in trees for value in tree.values])
+    sizes = torch.tensor([size for tree in trees for size in tree.sizes])
+    pairs, pair_weights, first = [], [], 0
+    for tree in trees:
+        found = judged_pairs(tree.rewards, tree.tail, tail_weight)
+        verdicts = sum(not math.isnan(value) for value in tree.values)
+        total = sum(weight for *_, weight in found)
+        pairs += [(first + better, first + worse) for better, worse, _ in found]
+        pair_weights += [weight * verdicts / total for *_, weight in found]
+        first += len(tree.sizes)
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "layout": layout,
+        "labels": values.nan_to_num(MASKED),
+        "weights": torch.tensor([weight for tree in trees for weight in tree.weights]),
+        "veto": torch.tensor([veto for tree in trees for veto in tree.veto]),
+        "response": torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+        "pairs": torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+        "pair_weights": torch.tensor(pair_weights),
+    }
+
+
+def budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Consecutive indices whose lengths sum to at most ``budget``; a longer item stands alone."""
+    batch: list[int] = []
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if batch and tokens + length > budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += length
+    if batch:
+        yield batch
+
+
+class TokenBudgetSampler(Sampler[list[int]]):
+    """Batches of at most ``budget`` packed tokens, mixed over prompts; a new order every epoch.
+
+    What is in a batch is fixed by ``seed``, so an epoch always has the same number of batches; it is a multiple
+    of ``processes``, to give every process as many (the few batches left over come back in another place next epoch).
+    """
+
+    def __init__(self, lengths: Sequence[int], budget: int, seed: int, processes: int = 1) -> None:
+        order = list(range(len(lengths)))
+        random.Random(seed).shuffle(order)
+        packed = budget_batches([lengths[index] for index in order], budget)
+        self.batches = [[order[place] for place in batch] for batch in packed]
+        self.seed = seed
+        self.epoch = 0
+        self.length = len(self.batches) // processes * processes
+        if not self.length:
+            raise ValueError(f"TokenBudgetSampler: {len(self.batches)} batches do not feed {processes} processes")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(len(self.batches)))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        return iter([self.batches[index] for index in order[: self.length]])
+
+
+def collator(tail_weight: float) -> Callable[[Sequence[TrainingTree]], dict[str, Any]]:
+    """`collate` as a DataLoader wants it."""
+    return lambda trees: collate(trees, tail_weight)

@@ -1,0 +1,305 @@
+"""Agreement of a prediction with its judge: the arithmetic, and intervals clustered by prompt.
+
+Every number is a `Statistic`: a function of how often each prompt is counted. Counting each once gives
+the value; counting each as often as a resample drew it gives the cluster bootstrap. What a statistic
+needs is summed per prompt once, so that a thousand resamples are one matrix product.
+
+Owns no records and no files; `rm.audit` puts these together.
+
+Letters: N verdicts, B responses, P prompts, M pairs, R resamples, Q bins. ``prompt_N`` and ``prompt_B``
+hold integers in 0..P-1. Gold is the judge's, in [0, 1] and never NaN here: masked verdicts are left out
+(and counted) by the caller.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from scipy import stats
+
+THRESHOLD = 0.5  # above: met; below: not met; exactly there: undecided
+LEVEL = 0.95  # of every interval
+_CLIP = 1e-6  # probabilities are kept this far from 0 and 1 in the log-loss
+
+TieRule = Literal["half", "wrong", "excluded"]
+TIE_RULES: tuple[TieRule, ...] = ("half", "wrong", "excluded")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Statistic(Protocol):
+    """A number as a function of how often each prompt is counted."""
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        """The statistic under each row of prompt counts, (R,); NaN where it is undefined."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A mean over things that belong to prompts: sum of values over sum of their number."""
+
+    total_P: np.ndarray
+    count_P: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        return _divide(counts_RP @ self.total_P, counts_RP @ self.count_P)
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """Area under the ROC curve from wins between prompts.
+
+    ``wins_PP[p, q]``: over every (met verdict of p, unmet verdict of q), 1 where the met one is scored
+    higher, 1/2 where both are scored the same.
+    """
+
+    wins_PP: np.ndarray
+    met_P: np.ndarray
+    unmet_P: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        wins = ((counts_RP @ self.wins_PP) * counts_RP).sum(-1)
+        return _divide(wins, (counts_RP @ self.met_P) * (counts_RP @ self.unmet_P))
+
+
+@dataclass(frozen=True)
+class CalibrationError:
+    """Expected calibration error over fixed bins: sum over bins of |sum of (predicted - judged)| / N."""
+
+    gap_PQ: np.ndarray
+    count_P: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        return _divide(np.abs(counts_RP @ self.gap_PQ).sum(-1), counts_RP @ self.count_P)
+
+
+def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each prompt is drawn when P prompts are drawn with replacement, (R, P) float64."""
+    uniform = np.full(prompts, 1 / prompts)
+    return np.random.default_rng(seed).multinomial(prompts, uniform, size=resamples).astype(float)
+
+
+def value(statistic: Statistic, prompts: int = 1) -> float:
+    """The statistic with each of its ``prompts`` counted once; NaN where undefined."""
+    return float(statistic.at(np.ones((1, prompts)))[0])
+
+
+def estimate(statistic: Statistic, counts_RP: np.ndarray) -> Estimate:
+    """The statistic with its percentile interval; resamples that leave it undefined are left out."""
+    return _with_interval(value(statistic, counts_RP.shape[1]), statistic.at(counts_RP))
+
+
+def difference(statistic: Statistic, baseline: Statistic, counts_RP: np.ndarray) -> Estimate:
+    """``statistic`` minus ``baseline``, both over the same resamples of prompts (a paired interval)."""
+    prompts = counts_RP.shape[1]
+    gap = value(statistic, prompts) - value(baseline, prompts)
+    return _with_interval(gap, statistic.at(counts_RP) - baseline.at(counts_RP))
+
+
+# --- one verdict at a time -------------------------------------------------------------------------------------------
+
+
+def mean(value_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Ratio:
+    """Mean of ``value``, every item counting the same whatever its prompt."""
+    return Ratio(_per_prompt(value_N, prompt_N, prompts), _per_prompt(np.ones(len(value_N)), prompt_N, prompts))
+
+
+def accuracy(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Ratio:
+    """Share of decided verdicts on whose side of 0.5 the prediction lies; a prediction of exactly 0.5 earns half.
+
+    Verdicts of exactly 0.5 are undecided and left out.
+    """
+    decided = gold_N != THRESHOLD
+    agreement = (1 + np.sign(gold_N - THRESHOLD) * np.sign(prob_N - THRESHOLD)) / 2
+    return mean(agreement[decided], prompt_N[decided], prompts)
+
+
+def brier(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Ratio:
+    """Mean of (prob - gold)^2; a soft verdict counts as the number it is."""
+    return mean((prob_N - gold_N) ** 2, prompt_N, prompts)
+
+
+def log_loss(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Ratio:
+    """Mean of -(g ln p + (1 - g) ln(1 - p)) in nats, p kept within [1e-6, 1 - 1e-6]."""
+    p = np.clip(prob_N, _CLIP, 1 - _CLIP)
+    return mean(-(gold_N * np.log(p) + (1 - gold_N) * np.log1p(-p)), prompt_N, prompts)
+
+
+def auroc(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Auroc:
+    """Chance that a met verdict is scored above an unmet one, over all prompts together; equal scores count half.
+
+    Undecided verdicts (exactly 0.5) are left out. Undefined (NaN) unless both kinds are there.
+    """
+    met, unmet = gold_N > THRESHOLD, gold_N < THRESHOLD
+    wins = np.zeros((prompts, prompts))
+    for q in range(prompts):
+        rivals = np.sort(prob_N[unmet & (prompt_N == q)])
+        below = np.searchsorted(rivals, prob_N[met], "left") + np.searchsorted(rivals, prob_N[met], "right")
+        wins[:, q] = _per_prompt(below / 2, prompt_N[met], prompts)
+    return Auroc(wins, _per_prompt(met, prompt_N, prompts), _per_prompt(unmet, prompt_N, prompts))
+
+
+def equal_mass_bins(value_N: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each value, (N,) in 0..bins-1: bins hold equally many values, and equal values share a bin."""
+    midrank = stats.rankdata(value_N) - 0.5  # of tied values the middle one, so that order plays no part
+    return np.floor(midrank * bins / max(len(value_N), 1)).astype(int)
+
+
+def calibration_error(
+    gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, bins: int
+) -> CalibrationError:
+    """Expected calibration error over equal-mass bins of the prediction; the bins stay put over resamples."""
+    gap = np.zeros((prompts, bins))
+    np.add.at(gap, (prompt_N, equal_mass_bins(prob_N, bins)), prob_N - gold_N)
+    return CalibrationError(gap, _per_prompt(np.ones(len(gold_N)), prompt_N, prompts))
+
+
+@dataclass(frozen=True)
+class ReliabilityPoint:
+    """One bin of the reliability curve: mean prediction against mean verdict of ``count`` verdicts."""
+
+    count: int
+    predicted: float
+    judged: float
+
+
+def reliability_curve(gold_N: np.ndarray, prob_N: np.ndarray, bins: int) -> list[ReliabilityPoint]:
+    """The reliability curve over equal-mass bins of the prediction, empty bins left out."""
+    bin_N = equal_mass_bins(prob_N, bins)
+    members = (bin_N == index for index in np.unique(bin_N))
+    return [ReliabilityPoint(int(m.sum()), float(prob_N[m].mean()), float(gold_N[m].mean())) for m in members]
+
+
+# --- rewards within a prompt -----------------------------------------------------------------------------------------
+
+
+def spearman(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> Ratio:
+    """Spearman's rank correlation within each prompt, averaged over prompts.
+
+    A prompt counts if the judge tells at least two of its responses apart. A prediction that is constant
+    over such a prompt has no correlation; it is given 0, since leaving the prompt out would reward it.
+    """
+    return _mean_within_prompts(lambda a, b: stats.spearmanr(a, b).statistic, gold_B, proxy_B, prompt_B, prompts)
+
+
+def kendall(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> Ratio:
+    """Kendall's tau-b within each prompt, averaged over prompts; constant prompts as in `spearman`."""
+    return _mean_within_prompts(lambda a, b: stats.kendalltau(a, b).statistic, gold_B, proxy_B, prompt_B, prompts)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Unordered pairs of responses to the same prompt, as indices into the responses, each (M,)."""
+
+    first_M: np.ndarray
+    second_M: np.ndarray
+
+    def within(self, group_B: np.ndarray) -> "Pairs":
+        """The pairs whose two responses carry the same non-negative group number."""
+        kept = (group_B[self.first_M] == group_B[self.second_M]) & (group_B[self.first_M] >= 0)
+        return Pairs(self.first_M[kept], self.second_M[kept])
+
+
+def same_prompt_pairs(prompt_B: np.ndarray) -> Pairs:
+    """Every unordered pair of responses to the same prompt."""
+    first, second = [np.empty(0, int)], [np.empty(0, int)]
+    for prompt in np.unique(prompt_B):
+        members = np.flatnonzero(prompt_B == prompt)
+        i, j = np.triu_indices(len(members), k=1)
+        first.append(members[i])
+        second.append(members[j])
+    return Pairs(np.concatenate(first), np.concatenate(second))
+
+
+def tail_size(responses: int, tail: float) -> int:
+    """How many of ``responses`` make the tail: ceil(tail * n), at least 2 (a tail of one has no pair)."""
+    return max(2, int(np.ceil(tail * responses - 1e-9)))  # 0.1 * 30 is a little above 3
+
+
+def in_tail(gold_B: np.ndarray, prompt_B: np.ndarray, tail: float) -> np.ndarray:
+    """Which responses are among the best of their prompt by the judge, (B,) bool.
+
+    The best ``tail_size`` of the prompt, and whatever ties with the last of them.
+    """
+    found = np.zeros(len(gold_B), bool)
+    for prompt in np.unique(prompt_B):
+        members = np.flatnonzero(prompt_B == prompt)
+        ranked = np.sort(gold_B[members])[::-1]
+        boundary = ranked[min(tail_size(len(members), tail), len(members)) - 1]
+        found[members] = gold_B[members] >= boundary
+    return found
+
+
+def pair_accuracy(
+    gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs, ties: TieRule
+) -> Ratio:
+    """Share of the pairs the judge orders that the prediction orders the same way, all pairs counting the same.
+
+    Pairs the judge ties on are left out (`judge_ties`). A pair the prediction ties on counts ``half``,
+    ``wrong`` (0), or is ``excluded`` from numerator and denominator.
+    """
+    judged, predicted = _orders(gold_B, pairs), _orders(proxy_B, pairs)
+    counted = (judged != 0) & ((predicted != 0) | (ties != "excluded"))
+    credit = np.where(predicted == 0, 0.5 if ties == "half" else 0.0, judged == predicted)
+    return mean(credit[counted], prompt_B[pairs.first_M[counted]], prompts)
+
+
+def prediction_ties(
+    gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs
+) -> Ratio:
+    """Share of the pairs the judge orders that the prediction ties on."""
+    ordered = _orders(gold_B, pairs) != 0
+    return mean((_orders(proxy_B, pairs) == 0)[ordered], prompt_B[pairs.first_M[ordered]], prompts)
+
+
+def judge_ties(gold_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs) -> Ratio:
+    """Share of the pairs that the judge ties on."""
+    return mean(_orders(gold_B, pairs) == 0, prompt_B[pairs.first_M], prompts)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _per_prompt(value_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> np.ndarray:
+    return np.bincount(prompt_N, weights=np.asarray(value_N, float), minlength=prompts)
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+
+
+def _with_interval(value: float, sample_R: np.ndarray) -> Estimate:
+    known = sample_R[~np.isnan(sample_R)]
+    if np.isnan(value) or not len(known):
+        return Estimate(value, np.nan, np.nan)
+    low, high = np.percentile(known, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Estimate(value, float(low), float(high))
+
+
+def _orders(reward_B: np.ndarray, pairs: Pairs) -> np.ndarray:
+    return np.sign(reward_B[pairs.first_M] - reward_B[pairs.second_M])
+
+
+def _mean_within_prompts(
+    correlation: Callable[[np.ndarray, np.ndarray], float],
+    gold_B: np.ndarray,
+    proxy_B: np.ndarray,
+    prompt_B: np.ndarray,
+    prompts: int,
+) -> Ratio:
+    total, defined = np.zeros(prompts), np.zeros(prompts)
+    for prompt in np.unique(prompt_B):
+        members = prompt_B == prompt
+        gold, proxy = gold_B[members], proxy_B[members]
+        if np.ptp(gold) > 0:
+            defined[prompt] = 1
+            total[prompt] = correlation(gold, proxy) if np.ptp(proxy) > 0 else 0.0
+    return Ratio(total, defined)

@@ -1,0 +1,166 @@
+"""The rubric-conditioned reward model: a decoder read along a rubric tree, and one linear verdict head.
+
+Owns the weights: building, LoRA, saving, loading, merging. Text belongs to `rm.encoding`, probabilities to
+`rm.calibration`, and everything a caller wants from both to `rm.scorer`.
+"""
+
+import json
+from pathlib import Path
+from typing import Self
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from rm import template
+from rm.attention import attention_name, choose_backend
+from rm.backbone import as_dtype, load_causal_lm, load_tokenizer
+from rm.layout import TreeLayout
+from rubric_data.errors import UserError
+from rubric_data.files import atomic_path, write_json
+
+_DESCRIPTION = "rubric_rm.json"  # what a model folder says about itself
+_HEAD = "head.safetensors"
+_LORA_TARGETS = "all-linear"
+
+
+class _ComputeDtypeLinear(nn.Linear):
+    """A linear layer whose float32 weight is used in its input's dtype: the casts touch the weight, not the tokens."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
+class RubricRewardModel(nn.Module):
+    """One logit per (response, criterion) of a packed batch of rubric trees, in one forward pass.
+
+    The head starts as the language model's own W[" Yes"] - W[" No"], so an untrained model is a zero-shot judge.
+    """
+
+    accepts_loss_kwargs = True  # the Trainer then hands us the global verdict count instead of averaging micro-batches
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear, base: str, max_length: int) -> None:
+        super().__init__()
+        self.backbone = backbone  # a decoder without language-model head, or a PeftModel around one
+        self.head = head
+        self.base = base  # where the backbone's pretrained weights come from
+        self.max_length = max_length  # tokens on one path, prompt + response + criterion
+
+    @classmethod
+    def from_language_model(
+        cls, base: str, *, max_length: int = 2048, dtype: str = "auto", attention: str = "auto"
+    ) -> Self:
+        """Start from the causal language model ``base`` (folder, hub id or 'smollm2').
+
+        Raises UserError if it cannot be loaded or if ``max_length`` exceeds its window.
+        """
+        tokenizer = load_tokenizer(base)
+        language_model = load_causal_lm(
+            base, dtype=as_dtype(dtype), attention=attention_name(choose_backend(attention, "cpu"))
+        )
+        window = getattr(language_model.config, "max_position_embeddings", None)
+        if window is not None and max_length > window:
+            raise UserError(f"max_length: {max_length} exceeds the {window}-token window of {base!r}; lower it")
+        rows = language_model.get_output_embeddings().weight.detach().float()
+        yes, no = (_first_token(tokenizer, word) for word in (template.YES, template.NO))
+        head = nn.Linear(rows.shape[1], 1)
+        with torch.no_grad():
+            head.weight.copy_((rows[yes] - rows[no])[None])
+            head.bias.zero_()
+        return cls(language_model.base_model, head, base, max_length)
+
+    @property
+    def config(self):
+        """The backbone's transformers configuration."""
+        return self.backbone.config
+
+    def add_lora(self, rank: int, alpha: int) -> None:
+        """Freeze the backbone and put trainable float32 adapters of ``rank`` on all its linear layers."""
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS)
+        self.backbone = get_peft_model(self.backbone, config)
+        _compute_in_activation_dtype(self.backbone)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, layout: TreeLayout) -> Tensor:
+        """Verdict logits (N,), float32, in the depth-first order of the packed trees.
+
+        ``input_ids`` and ``position_ids`` (1, T) and ``layout`` come from `rm.layout.pack`.
+        """
+        layout = layout.to(input_ids.device)
+        hidden_1TD = self.backbone(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, tree_layout=layout
+        ).last_hidden_state
+        return self.head(hidden_1TD[0, layout.answers].float()).squeeze(-1)
+
+    def merge(self) -> None:
+        """Fold the LoRA weights into the backbone; scores change only by rounding to the backbone's dtype."""
+        if isinstance(self.backbone, PeftModel):
+            self.backbone = self.backbone.merge_and_unload()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model into ``folder``: LoRA or full weights, head, description; safetensors only."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(folder / "backbone", safe_serialization=True)
+        with atomic_path(folder / _HEAD) as path:
+            save_file({name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}, path)
+        description = {
+            "base": self.base,
+            "max_length": self.max_length,
+            "template": template.template_hash(),
+            "adapter": isinstance(self.backbone, PeftModel),
+        }
+        write_json(folder / _DESCRIPTION, description)  # last: its presence says the folder is whole
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Take adapter (or full) and head weights from ``folder``, saved by a model of the same shape."""
+        folder = Path(folder)
+        self.head.load_state_dict(load_file(folder / _HEAD))
+        if isinstance(self.backbone, PeftModel):
+            self.backbone.load_adapter(str(folder / "backbone"), "default", is_trainable=self.training)
+        else:
+            state = AutoModel.from_pretrained(folder / "backbone", dtype=self.backbone.dtype).state_dict()
+            self.backbone.load_state_dict(state)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: str = "auto", attention: str = "auto") -> Self:
+        """Load what `save` wrote, for inference. Raises UserError if ``folder`` is not a whole model."""
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            raise UserError(f"{folder}: is no reward model (no {_DESCRIPTION}); give the model/ folder of a training run") from None
+        if description["template"] != template.template_hash():
+            raise UserError(f"{folder}: was trained with another prompt template; retrain it with this version")
+        max_length, base = description["max_length"], description["base"]
+        if description["adapter"]:
+            model = cls.from_language_model(base, max_length=max_length, dtype=dtype, attention=attention)
+            model.backbone = PeftModel.from_pretrained(model.backbone, str(folder / "backbone"))
+            _compute_in_activation_dtype(model.backbone)
+        else:
+            backbone = AutoModel.from_pretrained(
+                folder / "backbone",
+                dtype=as_dtype(dtype),
+                attn_implementation=attention_name(choose_backend(attention, "cpu")),
+            )
+            model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length)
+        model.head.load_state_dict(load_file(folder / _HEAD))
+        return model.eval()
+
+
+def _compute_in_activation_dtype(backbone: PeftModel) -> None:
+    """Keep LoRA weights in float32 but multiply in the backbone's dtype.
+
+    peft would cast every token to float32 and back instead: the same result to rounding, at half the speed.
+    """
+    for module in backbone.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+            for linear in (*module.lora_A.values(), *module.lora_B.values()):
+                linear.__class__ = _ComputeDtypeLinear
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
+    return tokenizer(word, add_special_tokens=False).input_ids[0]

@@ -1,0 +1,237 @@
+"""Text in, verdicts and rewards out: the one entry that audit, serving and RL use.
+
+Owns grouping, budgets and the caller's order; the forward pass is `rm.model`, the wording `rm.template`.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.progress import track
+
+from rm.backbone import load_tokenizer
+from rm.calibration import Calibration
+from rm.config import ScoreConfig
+from rm.data import budget_batches
+from rm.encoding import Encoder
+from rm.layout import Branch, Tree, pack
+from rm.model import RubricRewardModel
+from rubric_data.errors import UserError
+from rubric_data.files import atomic_path
+from rubric_data.io import load_data
+from rubric_data.records import Criterion, JudgedResponse, Rubric
+from rubric_data.reward import rubric_reward
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One response under one rubric of K criteria.
+
+    ``probs`` (K,) calibrated P(met) and ``logits`` (K,) raw, in the rubric's order; ``reward`` in [0, 1];
+    ``truncated``: how many tokens of prompt and response did not fit the model's window.
+    """
+
+    probs: np.ndarray
+    logits: np.ndarray
+    reward: float
+    truncated: int
+
+
+class RubricScorer:
+    """Scores any responses against any rubrics; equal prompts and equal responses are read once."""
+
+    def __init__(
+        self,
+        model: RubricRewardModel,
+        encoder: Encoder,
+        calibration: Calibration | None = None,
+        *,
+        tokens_per_batch: int = 8192,
+    ) -> None:
+        self.model = model.eval()
+        self.encoder = encoder
+        self.calibration = calibration or Calibration()
+        self.tokens_per_batch = tokens_per_batch
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str = "auto",
+        attention: str = "auto",
+        tokens_per_batch: int = 8192,
+    ) -> Self:
+        """Load a trained model with its calibration; LoRA is merged. Raises UserError if ``path`` holds none."""
+        model = RubricRewardModel.from_pretrained(path, dtype=dtype, attention=attention)
+        model.merge()
+        encoder = Encoder(load_tokenizer(str(path)), model.max_length)
+        return cls(model.to(device), encoder, Calibration.load(path), tokens_per_batch=tokens_per_batch)
+
+    @classmethod
+    def zero_shot(
+        cls,
+        name: str = "smollm2",
+        *,
+        device: str | torch.device | None = None,
+        dtype: str = "auto",
+        attention: str = "auto",
+        max_length: int = 2048,
+        tokens_per_batch: int = 8192,
+    ) -> Self:
+        """The untrained language model ``name`` as a scorer, uncalibrated."""
+        model = RubricRewardModel.from_language_model(name, max_length=max_length, dtype=dtype, attention=attention)
+        return cls(model.to(device), Encoder(load_tokenizer(name), max_length), tokens_per_batch=tokens_per_batch)
+
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], rubrics: Sequence[Rubric], *, progress: bool = False
+    ) -> list[Scored]:
+        """Score B responses, each against its own rubric; results in the caller's order.
+
+        Raises ValueError if the three lists differ in length, UserError if a criterion does not fit the window.
+        """
+        jobs = [_Job(self.encoder, prompt, group) for prompt, group in _by_prompt(prompts, responses, rubrics).items()]
+        pieces = [(job, piece) for job in jobs for piece in job.pieces(self.tokens_per_batch)]
+        batches = list(budget_batches([piece.tree.length for _, piece in pieces], self.tokens_per_batch))
+        for batch in track(batches, "scoring", disable=not progress, transient=True):
+            chosen = [pieces[index] for index in batch]
+            logits = iter(self._logits([piece.tree for _, piece in chosen]))
+            for job, piece in chosen:
+                for place in piece.places:
+                    job.logits[place] = next(logits)
+        scored: list[Scored | None] = [None] * len(prompts)
+        for job in jobs:
+            for index, rubric, logits_K, truncated in job.results():
+                probs = self.calibration(logits_K)
+                scored[index] = Scored(probs, logits_K, rubric_reward(rubric, probs), truncated)
+        return [item for item in scored if item is not None]
+
+    def score_records(self, records: Sequence[JudgedResponse], *, progress: bool = False) -> list[Scored]:
+        """`score` on records, whose verdicts it does not look at."""
+        columns = zip(*((record.prompt, record.response, record.rubric) for record in records), strict=True)
+        prompts, responses, rubrics = (list(column) for column in columns)
+        return self.score(prompts, responses, rubrics, progress=progress)
+
+    @torch.inference_mode()
+    def _logits(self, trees: Sequence[Tree]) -> list[float]:
+        input_ids, position_ids, layout = pack(trees)
+        device = self.model.head.weight.device
+        return self.model(input_ids.to(device), position_ids.to(device), layout).tolist()
+
+
+_Group = dict[str, list[tuple[int, Rubric]]]  # response -> who asked for it, with which rubric
+
+
+def _by_prompt(prompts: Sequence[str], responses: Sequence[str], rubrics: Sequence[Rubric]) -> dict[str, _Group]:
+    grouped: dict[str, _Group] = {}
+    for index, (prompt, response, rubric) in enumerate(zip(prompts, responses, rubrics, strict=True)):
+        grouped.setdefault(prompt, {}).setdefault(response, []).append((index, rubric))
+    return grouped
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a tree within the budget; ``places`` are the (branch, criterion) of its answers, in order."""
+
+    tree: Tree
+    places: list[tuple[int, int]]
+
+
+class _Job:
+    """All that is asked of one prompt: encoded once, cut into pieces, put together again."""
+
+    def __init__(self, encoder: Encoder, prompt: str, group: _Group) -> None:
+        self.group = group
+        self.questions: list[dict[Criterion, int]] = []  # of each response: its different criteria, numbered
+        for asked in group.values():
+            numbered: dict[Criterion, int] = {}
+            for _, rubric in asked:
+                for criterion in rubric.criteria:
+                    numbered.setdefault(_as_read(criterion), len(numbered))
+            self.questions.append(numbered)
+        self.encoded = encoder.encode(prompt, list(group), [list(numbered) for numbered in self.questions])
+        self.logits: dict[tuple[int, int], float] = {}
+
+    def pieces(self, budget: int) -> Iterator[_Piece]:
+        """Cut between responses, then inside one; the prefix is read again, nothing is dropped."""
+        root = self.encoded.tree.tokens
+        branches: list[Branch] = []
+        places: list[tuple[int, int]] = []
+        used = len(root)
+        for number, branch in enumerate(self.encoded.tree.branches):
+            lengths = [len(criterion) for criterion in branch.criteria]
+            own = len(branch.tokens)
+            if branches and used + own + sum(lengths) > budget:
+                yield _Piece(Tree(root, branches), places)
+                branches, places, used = [], [], len(root)
+            room = max(budget - len(root) - own, 1)
+            parts = list(budget_batches(lengths, room))
+            for part in parts:
+                if branches and len(parts) > 1:
+                    yield _Piece(Tree(root, branches), places)
+                    branches, places, used = [], [], len(root)
+                branches.append(Branch(branch.tokens, [branch.criteria[index] for index in part]))
+                places += [(number, index) for index in part]
+                used += own + sum(lengths[index] for index in part)
+        yield _Piece(Tree(root, branches), places)
+
+    def results(self) -> Iterator[tuple[int, Rubric, np.ndarray, int]]:
+        """For everybody who asked: index, rubric, logits (K,) in the rubric's order, tokens cut."""
+        for number, asked in enumerate(self.group.values()):
+            truncated = self.encoded.prompt_cut + self.encoded.response_cut[number]
+            for index, rubric in asked:
+                places = [(number, self.questions[number][_as_read(criterion)]) for criterion in rubric.criteria]
+                yield index, rubric, np.array([self.logits[place] for place in places]), truncated
+
+
+def _as_read(criterion: Criterion) -> Criterion:
+    """The criterion without what the model does not see, so that equal questions are asked once."""
+    return Criterion(id="-", text=criterion.text, levels=criterion.levels)
+
+
+def run_score(config: ScoreConfig) -> dict[str, Any]:
+    """Score a file of responses into another: one row a response, with its reward and P(met) of each criterion.
+
+    Raises UserError on bad input or if the output exists.
+    """
+    output = Path(config.output)
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"{output}: unknown format {output.suffix!r}; use .jsonl or .parquet")
+    if output.exists() and not config.overwrite:
+        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
+    records = load_data(config.data)
+    scorer = RubricScorer.from_pretrained(config.model, tokens_per_batch=config.tokens_per_batch)
+    scored = scorer.score_records(records, progress=True)
+    rows = [
+        {
+            "prompt_id": record.prompt_id,
+            "response_id": record.response_id,
+            "generator": record.generator,
+            "reward": item.reward,
+            "truncated_tokens": item.truncated,
+            "criteria": [
+                {"criterion_id": criterion.id, "probability": float(prob)}
+                for criterion, prob in zip(record.rubric.criteria, item.probs, strict=True)
+            ],
+        }
+        for record, item in zip(records, scored, strict=True)
+    ]
+    with atomic_path(output) as path:
+        if output.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+        else:
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "responses": len(rows),
+        "verdicts": sum(len(row["criteria"]) for row in rows),
+        "mean_reward": float(np.mean([item.reward for item in scored])),
+        "truncated_responses": sum(item.truncated > 0 for item in scored),
+        "calibration": scorer.calibration.method,
+    }

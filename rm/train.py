@@ -1,0 +1,231 @@
+"""Distil verdicts into a reward model, on transformers' Trainer. Orders the steps; the arithmetic lives elsewhere.
+
+Also runs under accelerate: `accelerate launch --cpu --num_processes 2 -m policy.cli train ...`.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+
+from rm.backbone import load_tokenizer
+from rm.config import TrainConfig
+from rm.data import MASKED, TokenBudgetSampler, TrainingTree, budget_batches, build_trees, collate, collator, load_judged
+from rm.encoding import Encoder
+from rm.loss import distillation_loss, predicted_rewards, verdict_loss
+from rm.metrics import accuracy, auroc, brier, value
+from rm.model import RubricRewardModel
+from rubric_data.files import start_run, write_json
+from rubric_data.split import of_split
+
+MODEL_FOLDER = "model"
+_CHECKPOINTS = "checkpoints"
+_TARGETS = ("labels", "weights", "veto", "response", "pairs", "pair_weights")
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer that eats trees: batches by token budget, our loss, and checkpoints of adapters and head only."""
+
+    def __init__(self, config: TrainConfig, model: RubricRewardModel, args: TrainingArguments, **kwargs: Any) -> None:
+        self.config = config
+        super().__init__(model, args, data_collator=collator(config.tail_weight), **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of packed trees, dealt out to the processes in turn."""
+        sampler = TokenBudgetSampler(
+            [tree.tree.length for tree in self.train_dataset],
+            self.config.tokens_per_batch,
+            self.args.seed,
+            self.accelerator.num_processes,
+        )
+        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, with a learning rate of its own for the verdict head."""
+        if self.optimizer is None:
+            head = list(self.model.head.parameters())
+            rest = [p for p in self.model.backbone.parameters() if p.requires_grad]
+            groups = [
+                {"params": rest, "lr": self.args.learning_rate},
+                {"params": head, "lr": self.config.head_learning_rate},
+            ]
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay, betas=(0.9, 0.98))
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Loss of one micro-batch, as its share of the optimiser step's loss."""
+        targets = {name: inputs.pop(name) for name in _TARGETS}
+        logits = model(**inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets["labels"] != MASKED).sum()
+        loss = distillation_loss(
+            logits, *targets.values(), pairwise_weight=self.config.pairwise_weight, verdicts=num_items_in_batch
+        )
+        loss = loss * self.accelerator.num_processes  # the processes' gradients are averaged, the count is global
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Read the validation trees; every process reads all of them, so all agree on when to stop."""
+        trees = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = evaluate_trees(self.model, trees, self.config.tokens_per_batch, self.args.device)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.accelerator.unwrap_model(self.model).save(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+@torch.no_grad()
+def evaluate_trees(
+    model: RubricRewardModel, trees: list[TrainingTree], tokens_per_batch: int, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Loss, accuracy, AUROC and Brier score of single verdicts, and pair accuracy of rewards within a prompt."""
+    was_training = model.training
+    model.eval()
+    logits, labels, loss, right, pairs = [], [], 0.0, 0.0, 0.0
+    for chosen in budget_batches([tree.tree.length for tree in trees], tokens_per_batch):
+        batch = collate([trees[index] for index in chosen], tail_weight=1.0)
+        out = model(batch["input_ids"].to(device), batch["position_ids"].to(device), batch["layout"]).cpu()
+        loss += verdict_loss(out, batch["labels"]).item()
+        response = batch["response"]
+        rewards = predicted_rewards(out, batch["weights"], batch["veto"], response, int(response[-1]) + 1)
+        better, worse = rewards[batch["pairs"]].unbind(-1)
+        right += ((better > worse) + 0.5 * (better == worse)).sum().item()
+        pairs += len(better)
+        known = batch["labels"] != MASKED
+        logits.append(out[known].numpy())
+        labels.append(batch["labels"][known].numpy())
+    model.train(was_training)
+    gold, probs = np.concatenate(labels), 1 / (1 + np.exp(-np.concatenate(logits)))
+    prompt = np.zeros(len(gold), int)  # one group: no intervals are wanted here
+    metrics = {
+        "loss": loss / len(gold),
+        "accuracy": value(accuracy(gold, probs, prompt, 1)),
+        "auroc": value(auroc(gold, probs, prompt, 1)),
+        "brier": value(brier(gold, probs, prompt, 1)),
+        "pair_accuracy": right / pairs if pairs else math.nan,
+    }
+    return {name: number for name, number in metrics.items() if not math.isnan(number)}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a kill may leave a partial one behind."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def training_arguments(config: TrainConfig, folder: Path, trees: int) -> TrainingArguments:
+    """Our configuration in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(folder / _CHECKPOINTS),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_ratio,
+        lr_scheduler_type="cosine",
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        eval_strategy="steps" if trees else "no",
+        eval_steps=config.eval_steps,
+        save_steps=config.eval_steps,
+        save_total_limit=2,
+        load_best_model_at_end=bool(trees),
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        logging_steps=config.logging_steps,
+        report_to=config.report_to,
+        seed=config.seed,
+        max_grad_norm=1.0,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        accelerator_config={"even_batches": False},  # a batch is a list of trees; there is no batch size to even out
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.cuda.is_available(),
+        average_tokens_across_devices=True,
+        disable_tqdm=False,
+    )
+
+
+def build_model(config: TrainConfig) -> RubricRewardModel:
+    """The untrained model of a configuration: a zero-shot judge, with LoRA if asked for."""
+    model = RubricRewardModel.from_language_model(
+        config.model, max_length=config.max_length, dtype=config.dtype, attention=config.attention
+    )
+    if config.lora_rank:
+        model.add_lora(config.lora_rank, config.lora_alpha)
+    if config.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def run_train(config: TrainConfig) -> dict[str, Any]:
+    """Train as ``config`` says; returns what train.json holds. Raises UserError on bad input."""
+    main = PartialState().is_main_process
+    folder = Path(config.output)
+    if main:
+        start_run(folder, dataclasses.asdict(config), resume=config.resume)
+    PartialState().wait_for_everyone()
+    set_seed(config.seed)
+    records = load_judged(config.data)
+    encoder = Encoder(load_tokenizer(config.model), config.max_length)
+    build = {"responses_per_tree": config.responses_per_tree, "seed": config.seed}
+    train_trees = build_trees(of_split(records, "train"), encoder, **build)
+    eval_trees = build_trees(of_split(records, "validation"), encoder, **build)[: config.eval_trees]
+    callbacks = [EarlyStoppingCallback(config.patience)] if eval_trees else []
+    trainer = DistillationTrainer(
+        config,
+        build_model(config),
+        training_arguments(config, folder, len(eval_trees)),
+        train_dataset=train_trees,
+        eval_dataset=eval_trees,
+        callbacks=callbacks,
+    )
+    checkpoint = last_checkpoint(folder / _CHECKPOINTS) if config.resume else None
+    started = time.perf_counter()
+    before = evaluate_trees(trainer.model.to(trainer.args.device), eval_trees, config.tokens_per_batch, trainer.args.device)
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    after = evaluate_trees(trainer.model, eval_trees, config.tokens_per_batch, trainer.args.device)
+    tokens = sum(tree.tree.length for tree in train_trees)
+    report = {
+        "steps": result.global_step,
+        "seconds": round(time.perf_counter() - started, 1),
+        "train_verdicts": sum(not math.isnan(value) for tree in train_trees for value in tree.values),
+        "train_trees": len(train_trees),
+        "tokens_per_epoch": tokens,
+        "tokens_cut": sum(tree.cut for tree in train_trees),
+        "validation_before": before,
+        "validation_after": after,
+        "log": trainer.state.log_history,
+    }
+    if main:
+        trainer.model.save(folder / MODEL_FOLDER)
+        load_tokenizer(config.model).save_pretrained(folder / MODEL_FOLDER)
+        write_json(folder / "train.json", report)
+    PartialState().wait_for_everyone()
+    return report

@@ -1,0 +1,256 @@
+"""The recipe of the embedded data: prompts of twelve kinds, their rubrics, and the splits.
+
+Half of a rubric is asked for in the prompt and fixed before anything is sampled; the other half is unstated
+quality, chosen after sampling so that each kind of check is met about as often as not. Exemplars by edits are
+`rubric_data.builtin.edits`; sampling itself is `rm.build_builtin`. Everything is drawn from string seeds, so the
+same words give the same data.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from rubric_data.builtin.criteria import Choice, choose
+from rubric_data.builtin.topics import Topic, load_topics
+from rubric_data.records import Split
+
+SEED = "rubric-rm builtin 1"
+PROMPTS_PER_TOPIC = 3
+_FRACTIONS: tuple[tuple[Split, float], ...] = (("train", 0.70), ("validation", 0.10), ("test", 0.20))
+
+Pool = Sequence[Callable[[Topic, Random], Choice]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of prompt: how it is put, and pools of checks it may ask for (one is drawn from each)."""
+
+    tasks: tuple[str, ...]
+    pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A prompt before its rubric is whole: the checks its text asks for."""
+
+    prompt_id: str
+    kind: str
+    topic: Topic
+    split: Split
+    prompt: str
+    stated: tuple[Choice, ...]
+
+
+def _fixed(check: str, *values: int) -> Callable[[Topic, Random], Choice]:
+    """A check with one of ``values`` as its number, or with none."""
+
+    def make(_: Topic, random: Random) -> Choice:
+        return choose(check, n=random.choice(values)) if values else choose(check)
+
+    return make
+
+
+def _word(check: str, *words: str) -> Callable[[Topic, Random], Choice]:
+    """A check on one of ``words``; without words, on a keyword of the topic."""
+
+    def make(topic: Topic, random: Random) -> Choice:
+        return choose(check, word=random.choice(words or topic.keywords))
+
+    return make
+
+
+def _name(check: str) -> Callable[[Topic, Random], Choice]:
+    return lambda topic, _: choose(check, word=topic.name)
+
+
+def _two_keywords(check: str) -> Callable[[Topic, Random], Choice]:
+    def make(topic: Topic, random: Random) -> Choice:
+        first, second = random.sample(topic.keywords, 2)
+        return choose(check, first=first, second=second)
+
+    return make
+
+
+def _both_names(topic: Topic, _: Random) -> Choice:
+    return choose("both", first=topic.name, second=topic.other)
+
+
+_SHORT: Pool = [_fixed("words_max", 25, 28, 30, 32, 35, 38, 40), _fixed("sentences_exact", 1, 2)]
+_WORDS: Pool = [_fixed("words_max", 25, 28, 30, 32, 35, 38, 40)]
+_TERSE: Pool = [_fixed("words_max", 15, 18, 20, 22, 25)]
+_TOPICAL: Pool = [_word("keyword"), _word("keyword"), _two_keywords("any_of"), _name("keyword")]
+_PLAIN: Pool = [_fixed("no_comma"), _fixed("no_comma"), _fixed("ends_question"), _fixed("digit")]
+_COUNTED: Pool = [_fixed("bullets", 2, 3), _fixed("numbered", 2, 3)]
+
+KINDS: dict[str, Kind] = {
+    "explain": Kind(
+        ("Explain {how}.", "Tell a child {how}.", "In simple terms, explain {how}."),
+        (_SHORT, _TOPICAL, _PLAIN),
+    ),
+    "rewrite": Kind(
+        ("Rewrite this sentence: {fact}", "Say this in other words: {fact}", "Rephrase for a child: {fact}"),
+        (
+            [_fixed("lowercase"), _fixed("first_person"), _fixed("quoted"), _fixed("ends_question"), _fixed("you")],
+            _TERSE,
+        ),
+    ),
+    "list": Kind(
+        ("List some facts about {name}.", "Give me a few facts about {name}.", "What should one know about {name}?"),
+        (_COUNTED, [*_TOPICAL, *_TOPICAL, _fixed("no_comma")], [*_WORDS, _fixed("no_comma"), _fixed("digit")]),
+    ),
+    "e-mail": Kind(
+        (
+            "Write a short e-mail to a friend about {name}.",
+            "Write a note to my teacher about {name}.",
+            "Draft a brief e-mail to a neighbour about {name}.",
+        ),
+        (
+            [_word("starts_with", "Dear", "Hello", "Hi"), _fixed("postscript"), _fixed("postscript")],
+            _WORDS,
+            [*_TOPICAL, _fixed("ends_question"), _fixed("no_comma")],
+        ),
+    ),
+    "story": Kind(
+        ("Tell a tiny story about {hero}.", "Write a very short tale of {hero}.", "Make up a story about {hero}."),
+        (
+            [_fixed("title"), _fixed("title"), _word("starts_with", "Once", "One", "Long"), _fixed("first_person"), _fixed("exclaims")],
+            _SHORT,
+            [*_TOPICAL, _fixed("no_comma")],
+        ),
+    ),
+    "plan": Kind(
+        (
+            "Make a plan for someone who wants to {activity}.",
+            "Plan the first steps to {activity}.",
+            "I want to {activity}. Make a plan.",
+        ),
+        (_COUNTED, [_fixed("no_comma"), *_WORDS], [*_TOPICAL, _fixed("you")]),
+    ),
+    "compare": Kind(
+        ("Compare {name} and {other}.", "How do {name} and {other} differ?", "Set {name} against {other}."),
+        ([_word("keyword", "while", "but", "both"), _both_names], _SHORT, [_fixed("no_comma"), _fixed("ends_question")]),
+    ),
+    "format": Kind(
+        ("{ask}", "{ask} I need a formatted answer.", "Answer me this: {ask}"),
+        (
+            [_fixed("json"), _fixed("json"), _fixed("title"), _fixed("title"), _fixed("quoted"), _fixed("bullets", 2)],
+            [*_WORDS, *_TOPICAL],
+            [_word("keyword"), _fixed("no_comma")],
+        ),
+    ),
+    "summarise": Kind(
+        ("Summarise: {fact} {fact2}", "Shorten this: {fact} {fact2}", "Sum up: {fact} {fact2}"),
+        ([_fixed("sentences_exact", 1), *_TERSE], [_name("avoid"), _fixed("no_comma"), _fixed("quoted")]),
+    ),
+    "advise": Kind(
+        (
+            "Give advice to someone who wants to {activity}.",
+            "How can one {activity}? Give a tip.",
+            "What would you tell people who want to {activity}?",
+        ),
+        ([_fixed("you"), _fixed("exclaims"), _fixed("ends_question")], _SHORT, [*_TOPICAL, _fixed("no_comma")]),
+    ),
+    "describe": Kind(
+        ("Describe {thing}.", "Paint a picture in words: {thing}.", "What does {thing} look like?"),
+        ([_name("avoid"), _fixed("digit"), _word("avoid", "and", "is")], _SHORT, [*_TOPICAL, _fixed("no_comma")]),
+    ),
+    "question": Kind(
+        ("{ask}", "A friend asks: {ask}", "Quick question: {ask}"),
+        (_SHORT, [_word("keyword"), _two_keywords("both"), _name("twice")], [*_PLAIN, _fixed("asks")]),
+    ),
+}
+
+
+def split_topics(topics: Sequence[Topic]) -> dict[str, Split]:
+    """Topic name to split, 70/10/20 by the rank of the name's hash: prompts of a topic stay together."""
+    ranked = sorted(topics, key=lambda topic: hashlib.sha256(f"{SEED} {topic.name}".encode()).hexdigest())
+    splits: dict[str, Split] = {}
+    reached = 0.0
+    for split, fraction in _FRACTIONS:
+        first, reached = round(reached * len(ranked)), reached + fraction
+        splits.update({topic.name: split for topic in ranked[first : round(reached * len(ranked))]})
+    return splits
+
+
+def draft_prompts() -> list[Draft]:
+    """All prompts with the checks they ask for; kinds go round the topics so that each is met equally often."""
+    topics = load_topics()
+    splits = split_topics(topics)
+    kinds = list(KINDS)
+    drafts = []
+    for i, topic in enumerate(sorted(topics, key=lambda topic: (splits[topic.name], topic.name))):
+        for j in range(PROMPTS_PER_TOPIC):
+            kind = kinds[(i * PROMPTS_PER_TOPIC + j) * 5 % len(kinds)]
+            drafts.append(_draft(topic, kind, splits[topic.name]))
+    return drafts
+
+
+def _draft(topic: Topic, kind: str, split: Split) -> Draft:
+    prompt_id = f"{topic.name}-{kind}"
+    random = Random(f"{SEED} prompt {prompt_id}")
+    fact, fact2 = random.sample(topic.facts, 2)
+    task = random.choice(KINDS[kind].tasks).format(fact=fact, fact2=fact2, **vars(topic))
+    stated: list[Choice] = []
+    while len(stated) < len(KINDS[kind].pools):
+        stated = []
+        for pool in KINDS[kind].pools:
+            choice = random.choice(pool)(topic, random)
+            if all(compatible(choice, other) for other in stated):
+                stated.append(choice)
+    return Draft(prompt_id, kind, topic, split, f"{task} {_ask(stated, random)}", tuple(stated))
+
+
+def _ask(stated: Sequence[Choice], random: Random) -> str:
+    """The stated checks as one sentence: "Use at most 30 words, mention yeast and avoid commas."."""
+    requests = [choice.request(random) for choice in random.sample(stated, len(stated))]
+    text = f"{', '.join(requests[:-1])} and {requests[-1]}" if len(requests) > 1 else requests[0]
+    return f"{text[0].upper()}{text[1:]}."
+
+
+_LISTS = {"bullets", "numbered"}
+_LAYOUTS = {*_LISTS, "title", "json", "quoted", "postscript"}
+# checks that cannot hold together, or would only by a trick
+_CLASHES: tuple[tuple[set[str], set[str]], ...] = (
+    (_LAYOUTS, _LAYOUTS),
+    (_LISTS | {"title", "json", "postscript"}, {"sentences_exact", "sentences_max", "sentences_min"}),
+    (_LISTS | {"title", "postscript"}, {"one_paragraph"}),
+    ({"starts_with"}, _LAYOUTS - {"postscript"} | {"names_early", "lowercase", "starts_with"}),
+    ({"lowercase"}, {"title", "json", "postscript"}),
+    ({"ends_question"}, {"json", "postscript", "asks", "asks_nothing", "quoted"}),
+    ({"asks"}, {"asks_nothing"}),
+    ({"exclaims"}, {"no_exclaim"}),
+    ({"filler"}, {"no_filler", "starts_with"}),
+    ({"no_filler"}, {"starts_with"}),
+    ({"you"}, {"no_you"}),
+    ({"first_person"}, {"no_first_person"}),
+    ({"digit"}, {"no_digit"}),
+    ({"numbered"}, {"digit", "no_digit"}),
+    ({"sentences_exact", "sentences_max"}, {"sentences_min", "sentences_exact"}),
+    ({"names_early"}, {"json", "title"}),
+    ({"words_max"}, {"words_max"}),
+    ({"words_min"}, {"words_min"}),
+)
+
+
+def compatible(one: Choice, other: Choice) -> bool:
+    """Whether one response can well meet both checks, and they do not ask the same."""
+    if one.check == other.check and one.check not in {"keyword", "avoid"}:
+        return False
+    pair = (one.check, other.check)
+    if any((pair[0] in a and pair[1] in b) or (pair[1] in a and pair[0] in b) for a, b in _CLASHES):
+        return False
+    if _words_of(one) & _words_of(other) and not {"names_early", "keyword"} == set(pair):
+        return False
+    counts = {choice.check: choice.slots.get("n", 0) for choice in (one, other)}
+    if set(pair) == {"words_max", "words_min"}:
+        return counts["words_min"] + 8 <= counts["words_max"]
+    if set(pair) == {"words_min", "sentences_exact"}:
+        return counts["words_min"] <= 12 * counts["sentences_exact"]
+    if set(pair) == {"words_max", "sentences_min"}:
+        return counts["words_max"] >= 9 * counts["sentences_min"]
+    return True
+
+
+def _words_of(choice: Choice) -> set[str]:
+    return {str(choice.slots[slot]).lower() for slot in ("word", "first", "second") if slot in choice.slots}

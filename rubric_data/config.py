@@ -1,0 +1,24 @@
+"""Configuration of the labelling stage. Never imports torch, so `--help` answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class JudgeConfig:
+    """Ask a judge every criterion of every response and write the verdicts beside them."""
+
+    output: str  # run folder; judged.jsonl and report.json are written into it
+    data: str = "builtin"  # 'builtin', or a .jsonl / .parquet file of responses with rubrics
+    judge: Literal["verifier", "local", "openai"] = "verifier"  # who answers
+    model: str = "smollm2"  # local: model folder, hub id or 'smollm2'; openai: model name at the endpoint
+    base_url: str | None = None  # openai: endpoint, e.g. http://127.0.0.1:8000/v1; unset means OpenAI's own
+    api_key_env: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds the key
+    timeout: float = 60.0  # openai: seconds for one call
+    attempts: int = 4  # openai: tries per call before the verdicts are masked
+    concurrency: int = 8  # openai: calls in flight
+    temperature: float | None = 0.0  # openai: null leaves it to the endpoint, for models that take no other
+    ledger: str | None = None  # SQLite ledger; unset means ledger.sqlite in the run folder
+    max_masked: float = 0.2  # stop with advice once this share of the verdicts is masked
+    limit: int | None = None  # judge only the first responses, for a trial
+    resume: bool = False  # go on with an interrupted run; nothing in the ledger is asked again

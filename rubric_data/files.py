@@ -1,0 +1,75 @@
+"""Files and run folders: atomic writes, refusal to overwrite. Knows nothing of what is written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rubric_data.errors import UserError
+
+CONFIG_NAME = "config.json"  # the resolved configuration, written into every run folder
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; it replaces ``path`` only if the block succeeds.
+
+    Raises UserError if the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write here ({error.strerror}); choose another output folder") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` atomically as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` atomically as indented JSON. Raises ValueError on NaN or infinity."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def start_run(output: str | Path, config: dict[str, Any], *, resume: bool = False) -> Path:
+    """Create the folder of one run and store its resolved configuration in it.
+
+    A folder that already holds a run is refused, unless ``resume`` is set and the stored
+    configuration is the same but for ``resume`` itself. Raises UserError otherwise.
+    """
+    folder = Path(output)
+    stored = folder / CONFIG_NAME
+    settled = json.loads(json.dumps({key: value for key, value in config.items() if key != "resume"}))
+    if stored.exists():
+        if not resume:
+            raise UserError(f"{folder}: holds a run already; choose another --output, or add --resume true to go on")
+        before = json.loads(stored.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*before, *settled} if before.get(key) != settled.get(key))
+        if changed:
+            raise UserError(f"{folder}: cannot resume, {', '.join(changed)} differ from {stored}; use the same values")
+        return folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose a folder for --output")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and holds no run; choose another --output")
+    write_json(stored, settled)
+    return folder

@@ -1,0 +1,353 @@
+"""Judged responses in files: JSONL and Parquet, both ways. Owns the file formats and what is said about bad files.
+
+JSONL holds one `JudgedResponse` a line, its rubric inline. Parquet holds one response a row, and in the
+column ``criteria`` each criterion beside its verdict. What a record means is `rubric_data.records`.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from rubric_data.errors import UserError
+from rubric_data.files import atomic_path, write_text
+from rubric_data.records import Criterion, JudgedResponse, Record, Rubric, Verdict
+
+R = TypeVar("R", bound=Record)
+
+BUILTIN = "builtin"
+_SUFFIXES = (".jsonl", ".parquet")
+
+# Every struct field is always written, so Arrow has nothing to fill in; levels and verifiers are ragged by
+# nature and travel as JSON text.
+_CRITERION = pa.struct(
+    [
+        ("criterion_id", pa.string()),
+        ("text", pa.string()),
+        ("weight", pa.float64()),
+        ("verdict", pa.float64()),
+        ("human_verdict", pa.float64()),
+        ("judge", pa.string()),
+        ("masked", pa.string()),
+        ("levels", pa.string()),
+        ("veto", pa.bool_()),
+        ("tags", pa.list_(pa.string())),
+        ("verifier", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("response_id", pa.string()),
+        ("model", pa.string()),
+        ("response", pa.string()),
+        ("criteria", pa.list_(_CRITERION)),
+        ("source", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+_OPTIONAL = {"model", "source", "split"}
+_OPTIONAL_OF_CRITERION = {"verdict", "human_verdict", "judge", "masked", "levels", "veto", "tags", "verifier"}
+_PARQUET_NAMES = {"id": "criterion_id", "value": "verdict", "human": "human_verdict", "generator": "model"}
+
+
+def load_data(name: str | Path) -> list[JudgedResponse]:
+    """The responses called ``name``: 'builtin', or the path of a .jsonl or .parquet file."""
+    if str(name) == BUILTIN:
+        from rubric_data.builtin import load_builtin
+
+        return load_builtin()
+    return read_judged(name)
+
+
+def read_judged(path: str | Path) -> list[JudgedResponse]:
+    """Every response in ``path`` (.jsonl or .parquet), in file order; equal rubrics are one object.
+
+    From Parquet, verdicts come in the rubric's order. A human verdict without a judge's comes as a
+    masked verdict. Raises UserError naming file, line or row, field and remedy.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give '{BUILTIN}' or the path of a .jsonl or .parquet file")
+    try:
+        placed = list(_read_jsonl(path) if suffix == ".jsonl" else _read_parquet(path))
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); check the file") from None
+    if not placed:
+        raise UserError(f"{path}: holds no responses; give a file with at least one")
+    _check_unique(placed)
+    return [record for _, record in placed]
+
+
+def write_judged(path: str | Path, records: Iterable[JudgedResponse]) -> None:
+    """Write ``records`` atomically as .jsonl or .parquet. Raises UserError if a response_id repeats, or on none."""
+    path, records = Path(path), list(records)
+    suffix = _suffix(path)
+    if not records:
+        raise UserError(f"{path}: there are no responses to write; give at least one")
+    _check_unique((str(path), record) for record in records)
+    if suffix == ".jsonl":
+        write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+        return
+    table = pa.Table.from_pylist([_to_row(record) for record in records], schema=SCHEMA)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in _SUFFIXES:
+        raise UserError(f"{path}: unknown file type {path.suffix!r}; use .jsonl or .parquet")
+    return path.suffix
+
+
+def _check_unique(placed: Iterable[tuple[str, JudgedResponse]]) -> None:
+    seen: dict[str, str] = {}
+    for where, record in placed:
+        if record.response_id in seen:
+            first = seen[record.response_id]
+            raise UserError(f"{where}: response_id {record.response_id!r} was used before, at {first}; make it unique")
+        seen[record.response_id] = where
+
+
+# --- JSONL ---------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, JudgedResponse]]:
+    pool = _RubricPool()
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                fields = _parse_line(line, where)
+                if isinstance(fields.get("rubric"), dict):
+                    fields["rubric"] = pool.intern(fields["rubric"], where, prefix=("rubric",))
+                yield where, _build(JudgedResponse, fields, where)
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if not line.endswith(b"\n"):  # every writer of JSONL ends its lines, so this one was cut
+            message = "the last line is not complete JSON, the file seems cut off; copy it again or delete the line"
+        elif isinstance(error, json.JSONDecodeError):
+            message = f"not valid JSON ({error.msg}, column {error.colno}); write one JSON object a line"
+        else:
+            message = "not valid JSON in UTF-8; write one JSON object a line"
+        raise UserError(f"{where}: {message}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: holds {_short(fields)}, not an object; write one JSON object a line")
+    return fields
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, JudgedResponse]]:
+    pool = _RubricPool()
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow, path)
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    where = f"{path}: row {number}"
+                    yield where, _from_row(row, where, pool)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet file ({reason}); copy or write it again") from None
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    """Names only: what is in the columns is checked row by row, where a message can say the row."""
+    _check_names(schema.names, SCHEMA.names, _OPTIONAL, f"{path}: column")
+    criteria = schema.field("criteria").type
+    lists = pa.types.is_list(criteria) or pa.types.is_large_list(criteria)
+    if not (lists and pa.types.is_struct(criteria.value_type)):
+        raise UserError(f"{path}: column 'criteria' is {_short(criteria)}; it must be a list of structs")
+    names = [field.name for field in criteria.value_type]
+    known = [field.name for field in _CRITERION]
+    _check_names(names, known, _OPTIONAL_OF_CRITERION, f"{path}: column 'criteria': field")
+
+
+def _check_names(names: Sequence[str], known: Sequence[str], optional: set[str], where: str) -> None:
+    for name in known:
+        if name not in names and name not in optional:
+            raise UserError(f"{where} {name!r} is missing; the file has {', '.join(names)}; add it")
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where} {name!r} is not known{_did_you_mean(name, known)}; drop or rename it")
+
+
+def _from_row(row: dict[str, Any], where: str, pool: "_RubricPool") -> JudgedResponse:
+    items = row.pop("criteria")
+    for index, item in enumerate(items or []):
+        if item is None:
+            raise UserError(f"{where}: field criteria.{index}: is null; drop it or fill it in")
+    questions = [_question(item, where, index) for index, item in enumerate(items or [])]
+    found = (_verdict(item, where, index) for index, item in enumerate(items or []))
+    fields = {
+        "prompt_id": row["prompt_id"],
+        "prompt": row["prompt"],
+        "response_id": row["response_id"],
+        "response": row["response"],
+        "rubric": pool.intern({"criteria": questions}, where, names=_PARQUET_NAMES),
+        "verdicts": tuple(verdict for verdict in found if verdict is not None),
+        "split": row.get("split"),
+    }
+    for column, field in (("model", "generator"), ("source", "source")):
+        if row.get(column) is not None:
+            fields[field] = row[column]
+    return _build(JudgedResponse, fields, where, names=_PARQUET_NAMES)
+
+
+def _question(item: dict[str, Any], where: str, index: int) -> dict[str, Any]:
+    """The criterion's own fields; a null in an optional one means that it is not there."""
+    question = {"id": item["criterion_id"], "text": item["text"], "weight": item["weight"]}
+    for name in ("veto", "tags"):
+        if item.get(name) is not None:
+            question[name] = item[name]
+    for name in ("levels", "verifier"):
+        if item.get(name) is not None:
+            question[name] = _parse_cell(item[name], f"{where}: field criteria.{index}.{name}")
+    return question
+
+
+def _parse_cell(text: Any, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: must be JSON text, got {_short(text)}; correct it") from None
+
+
+def _verdict(item: dict[str, Any], where: str, index: int) -> Verdict | None:
+    value, masked, human = item.get("verdict"), item.get("masked"), item.get("human_verdict")
+    if value is None and masked is None:
+        if human is None:
+            return None
+        masked = "unjudged: the file has a human verdict only"
+    fields = {
+        "criterion_id": item["criterion_id"],
+        "value": value,
+        "masked": masked,
+        "judge": item.get("judge") or "",
+        "human": human,
+    }
+    return _build(Verdict, fields, where, prefix=("criteria", index), names=_PARQUET_NAMES)
+
+
+def _to_row(record: JudgedResponse) -> dict[str, Any]:
+    verdicts = {verdict.criterion_id: verdict for verdict in record.verdicts}
+    return {
+        "prompt_id": record.prompt_id,
+        "prompt": record.prompt,
+        "response_id": record.response_id,
+        "model": record.generator,
+        "response": record.response,
+        "criteria": [_to_struct(criterion, verdicts.get(criterion.id)) for criterion in record.rubric.criteria],
+        "source": record.source,
+        "split": record.split,
+    }
+
+
+def _to_struct(criterion: Criterion, verdict: Verdict | None) -> dict[str, Any]:
+    levels = [level.model_dump() for level in criterion.levels]
+    return {
+        "criterion_id": criterion.id,
+        "text": criterion.text,
+        "weight": criterion.weight,
+        "verdict": verdict.value if verdict else None,
+        "human_verdict": verdict.human if verdict else None,
+        "judge": verdict.judge if verdict else None,
+        "masked": verdict.masked if verdict else None,
+        "levels": json.dumps(levels, ensure_ascii=False) if levels else None,
+        "veto": criterion.veto,
+        "tags": list(criterion.tags),
+        "verifier": criterion.verifier.model_dump_json() if criterion.verifier else None,
+    }
+
+
+# --- records and what is wrong with them ---------------------------------------------------------------------
+
+
+class _RubricPool:
+    """One `Rubric` object for each content; a rubric written the same way twice is checked once."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, Rubric] = {}
+        self._by_id: dict[str, Rubric] = {}
+
+    def intern(
+        self,
+        fields: dict[str, Any],
+        where: str,
+        *,
+        prefix: tuple[str | int, ...] = (),
+        names: Mapping[str, str] | None = None,
+    ) -> Rubric:
+        text = json.dumps(fields, sort_keys=True)
+        if text not in self._by_text:
+            rubric = _build(Rubric, fields, where, prefix=prefix, names=names)
+            try:
+                identity = rubric.id
+            except ValueError:
+                raise UserError(f"{where}: a verifier's args hold NaN or infinity; use finite numbers") from None
+            self._by_text[text] = self._by_id.setdefault(identity, rubric)
+        return self._by_text[text]
+
+
+def _build(
+    kind: type[R],
+    fields: dict[str, Any],
+    where: str,
+    *,
+    prefix: tuple[str | int, ...] = (),
+    names: Mapping[str, str] | None = None,
+) -> R:
+    """A record from its fields. ``prefix`` and ``names`` turn a field of the record into its place in the file."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error, prefix, names or {})}") from None
+
+
+def _explain(error: ValidationError, prefix: tuple[str | int, ...], names: Mapping[str, str]) -> str:
+    """The first thing wrong, as 'field a.2.b: what; remedy'."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    location = [names.get(str(part), str(part)) for part in (*prefix, *first["loc"])]
+    field = f"field {'.'.join(location)}: " if location else ""
+    if first["type"] == "missing":
+        parent, name = first["loc"][:-1], str(first["loc"][-1])
+        strangers = [
+            str(problem["loc"][-1])
+            for problem in problems
+            if problem["type"] == "extra_forbidden" and problem["loc"][:-1] == parent
+        ]
+        near = difflib.get_close_matches(name, strangers, n=1)
+        return f"{field}is missing; " + (f"rename {near[0]!r}" if near else "add it")
+    if first["type"] == "extra_forbidden":
+        return f"{field}is not known; remove or rename it"
+    if first["type"] == "value_error":
+        return f"{field}{first['ctx']['error']}; correct it"
+    problem = first["msg"].replace("Input should be", "must be")
+    return f"{field}{problem}, got {_short(first['input'])}; correct it"
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,183 @@
+"""Ask a judge for every verdict that is missing, batch by batch. Owns resuming and when to give up.
+
+Knows no particular judge; verdicts are kept by `rubric_data.ledger`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rubric_data.errors import UserError
+from rubric_data.judges import Judge, JudgeRequest, RawVerdict, reason_kind
+from rubric_data.ledger import Entry, Ledger, verdict_key
+from rubric_data.records import JudgedResponse, Verdict
+
+MIN_VERDICTS = 20  # fewer answers say nothing about the share that is masked
+
+
+@dataclass
+class LabelReport:
+    """What a labelling run did, in numbers of verdicts."""
+
+    responses: int
+    verdicts: int  # in the returned records, masked ones included
+    asked: int  # of them, put to the judge in this run
+    reused: int  # of them, in the ledger already or the same question as another
+    masked: dict[str, int]  # by kind of reason
+    mean_verdict: float | None  # over the verdicts that have a value
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A request and the ledger key of each of its criteria."""
+
+    request: JudgeRequest
+    keys: tuple[str, ...]
+
+
+def label(
+    records: Iterable[JudgedResponse],
+    judge: Judge,
+    *,
+    ledger: Ledger | None = None,
+    vote: int = 0,
+    batch_size: int = 16,
+    max_masked: float = 1.0,
+    progress: bool = False,
+) -> tuple[list[JudgedResponse], LabelReport]:
+    """``records`` in their order with ``judge``'s verdicts in the rubric's order, and a report.
+
+    Verdicts that a record carried are replaced; human ones are kept beside the new. ``vote`` numbers
+    independent answers to one question. ``batch_size`` counts responses; a batch is in the ledger before
+    the next begins, so an interrupted run loses one batch at most. Raises UserError once more than
+    ``max_masked`` (a share) of the verdicts asked for in this run is masked, ``MIN_VERDICTS`` at the least.
+    """
+    records = list(records)
+    keys = [_keys(record, judge, vote) for record in records]
+    answers = ledger.get_many(key for row in keys for key in row) if ledger else {}
+    questions = _open_questions(records, keys, answers)
+    open_count = sum(len(question.keys) for question in questions)
+    masked = asked = 0
+    with _Bar(open_count, shown=progress) as bar:
+        for start in range(0, len(questions), batch_size):
+            fresh = _ask(questions[start : start + batch_size], judge, ledger, vote)
+            answers |= fresh
+            asked += len(fresh)
+            masked += sum(verdict.masked is not None for verdict in fresh.values())
+            bar.advance(len(fresh), masked)
+            _check_masked(fresh.values(), masked, asked, max_masked, judge)
+    labelled = [_with_verdicts(record, row, answers, judge) for record, row in zip(records, keys, strict=True)]
+    return labelled, _report(labelled, asked)
+
+
+def _keys(record: JudgedResponse, judge: Judge, vote: int) -> tuple[str, ...]:
+    return tuple(
+        verdict_key(record.prompt, record.response, criterion, judge.name, judge.template, vote)
+        for criterion in record.rubric.criteria
+    )
+
+
+def _open_questions(
+    records: Sequence[JudgedResponse], keys: Sequence[tuple[str, ...]], answers: dict[str, Verdict]
+) -> list[_Question]:
+    """What is not answered yet; a question that several records share is asked once."""
+    claimed = set(answers)
+    questions = []
+    for record, row in zip(records, keys, strict=True):
+        missing = {}
+        for key, criterion in zip(row, record.rubric.criteria, strict=True):
+            if key not in claimed:
+                claimed.add(key)
+                missing[key] = criterion
+        if missing:
+            request = JudgeRequest(record.prompt, record.response, tuple(missing.values()))
+            questions.append(_Question(request, tuple(missing)))
+    return questions
+
+
+def _ask(questions: Sequence[_Question], judge: Judge, ledger: Ledger | None, vote: int) -> dict[str, Verdict]:
+    """The verdicts of one batch by key, as the ledger now holds them."""
+    replies = judge.judge([question.request for question in questions])
+    given: dict[str, Verdict] = {}
+    for question, verdicts in zip(questions, replies, strict=True):
+        ids = [criterion.id for criterion in question.request.criteria]
+        if [verdict.criterion_id for verdict in verdicts] != ids:
+            raise RuntimeError(f"judge {judge.name!r} must answer the criteria {ids} in order, got {verdicts}")
+        given |= dict(zip(question.keys, verdicts, strict=True))
+    if ledger is None:
+        return given
+    ledger.put_many(
+        Entry(key, judge.name, judge.template, vote, verdict, verdict.raw if isinstance(verdict, RawVerdict) else "")
+        for key, verdict in given.items()
+    )
+    return given | ledger.get_many(given)  # another writer may have been first, and the first verdict counts
+
+
+def _check_masked(latest: Iterable[Verdict], masked: int, asked: int, max_masked: float, judge: Judge) -> None:
+    if asked < MIN_VERDICTS or masked <= max_masked * asked:
+        return
+    reason = next((verdict.masked for verdict in latest if verdict.masked is not None), "see the ledger")
+    raise UserError(
+        f"judge {judge.name}: {masked} of {asked} verdicts masked, more than max_masked {max_masked:g} allows "
+        f"(latest: {reason[:160]}); mend the judge and resume, or raise max_masked"
+    )
+
+
+def _with_verdicts(
+    record: JudgedResponse, keys: Sequence[str], answers: dict[str, Verdict], judge: Judge
+) -> JudgedResponse:
+    human = {verdict.criterion_id: verdict.human for verdict in record.verdicts}
+    verdicts = tuple(
+        Verdict(
+            criterion_id=criterion.id,  # the question may have been asked under another id
+            value=answers[key].value,
+            masked=answers[key].masked,
+            judge=judge.name,
+            human=human.get(criterion.id),
+        )
+        for criterion, key in zip(record.rubric.criteria, keys, strict=True)
+    )
+    return record.model_copy(update={"verdicts": verdicts})
+
+
+def _report(records: Sequence[JudgedResponse], asked: int) -> LabelReport:
+    verdicts = [verdict for record in records for verdict in record.verdicts]
+    values = [verdict.value for verdict in verdicts if verdict.value is not None]
+    kinds = Counter(reason_kind(verdict.masked) for verdict in verdicts if verdict.masked is not None)
+    return LabelReport(
+        responses=len(records),
+        verdicts=len(verdicts),
+        asked=asked,
+        reused=len(verdicts) - asked,
+        masked=dict(sorted(kinds.items())),
+        mean_verdict=float(np.mean(values)) if values else None,
+    )
+
+
+class _Bar:
+    """Progress in verdicts on stderr, or nothing."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        masked = TextColumn("masked {task.fields[masked]}")
+        self._progress = Progress(*columns, masked, console=Console(stderr=True), disable=not shown)
+        self._task = self._progress.add_task("", total=total, masked=0)
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int, masked: int) -> None:
+        self._progress.update(self._task, advance=count, masked=masked)

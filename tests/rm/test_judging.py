@@ -1,0 +1,174 @@
+import json
+
+import pytest
+
+from rm import judging
+from rm.judging import build_judge, run_judge
+from rubric_data.config import JudgeConfig
+from rubric_data.errors import UserError
+from rubric_data.io import read_judged, write_judged
+from rubric_data.judges import masked_verdicts
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rubric_data.split import check_leaks
+
+
+class FakeJudge:
+    """Met if the response holds the criterion's text; fails in a way the test says."""
+
+    name = "fake"
+    template = "v1"
+
+    def __init__(self):
+        self.asked = []
+        self.die_at = None
+        self.masked = None
+
+    def judge(self, requests):
+        return [tuple(self._answer(request, criterion) for criterion in request.criteria) for request in requests]
+
+    def _answer(self, request, criterion):
+        if len(self.asked) == self.die_at:
+            raise KeyboardInterrupt
+        self.asked.append((request.response, criterion.id))
+        if self.masked:
+            return masked_verdicts([criterion], self.masked, "scripted", judge=self.name)[0]
+        return Verdict(criterion_id=criterion.id, value=float(criterion.text in request.response), judge=self.name)
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    fake = FakeJudge()
+    monkeypatch.setattr(judging, "build_judge", lambda config: fake)
+    return fake
+
+
+def responses(prompts=40, *, rubric=None, split=None):
+    return [
+        JudgedResponse(
+            prompt_id=f"p{number}",
+            prompt=f"prompt {number}",
+            response_id=f"p{number}::a",
+            response="hi" if number % 2 else "hi you",
+            rubric=Rubric(
+                criteria=(
+                    Criterion(id="hi", text="hi"),
+                    Criterion(id="you", text=rubric or "you", tags=(rubric or str(number),)),
+                )
+            ),
+            split=split,
+        )
+        for number in range(prompts)
+    ]
+
+
+def data(folder, records):
+    write_judged(folder / "data.jsonl", records)
+    return str(folder / "data.jsonl")
+
+
+def config(folder, records, **changes):
+    return JudgeConfig(output=str(folder / "run"), data=data(folder, records), concurrency=1, **changes)
+
+
+def test_a_run_writes_verdicts_splits_and_a_report(tmp_path, judge):
+    report = run_judge(config(tmp_path, responses()))
+    judged = read_judged(tmp_path / "run" / "judged.jsonl")
+    assert [record.values() for record in judged[:2]] == [[1, 1], [1, 0]]
+    check_leaks(judged)
+    assert report == {
+        "judge": "fake",
+        "template": "v1",
+        "data": str(tmp_path / "data.jsonl"),
+        "splits": {"train": 28, "validation": 4, "test": 8},
+        "responses": 40,
+        "verdicts": 80,
+        "asked": 80,
+        "reused": 0,
+        "masked": {},
+        "mean_verdict": 0.75,  # every 'hi' and half of the 'you'
+    }
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
+
+
+def test_an_interrupted_run_resumes_and_pays_once(tmp_path, judge):
+    settings = config(tmp_path, responses())
+    judge.die_at = 40
+    with pytest.raises(KeyboardInterrupt):
+        run_judge(settings)
+    with pytest.raises(UserError, match="--resume"):
+        run_judge(settings)
+    judge.die_at = None
+    kept = 32  # verdicts of the one batch of 16 responses that was whole
+    report = run_judge(JudgeConfig(**(vars(settings) | {"resume": True})))
+    assert (report["asked"], report["reused"]) == (80 - kept, kept)
+    again = run_judge(JudgeConfig(**(vars(settings) | {"resume": True})))
+    assert (again["asked"], again["reused"], again["mean_verdict"]) == (0, 80, 0.75)
+
+
+def test_a_ledger_is_shared_between_runs(tmp_path, judge):
+    shared = str(tmp_path / "shared.sqlite")
+    run_judge(config(tmp_path, responses(), ledger=shared, limit=10))
+    second = config(tmp_path, responses(), ledger=shared)
+    second.output = str(tmp_path / "second")
+    report = run_judge(second)
+    assert (report["asked"], report["reused"]) == (60, 20)
+    assert not (tmp_path / "second" / "ledger.sqlite").exists()
+
+
+def test_a_limited_run_keeps_the_splits_of_the_whole(tmp_path, judge):
+    run_judge(config(tmp_path, responses()))
+    whole = {record.prompt_id: record.split for record in read_judged(tmp_path / "run" / "judged.jsonl")}
+    limited = config(tmp_path, responses(), limit=7)
+    limited.output = str(tmp_path / "limited")
+    assert run_judge(limited)["responses"] == 7
+    judged = read_judged(tmp_path / "limited" / "judged.jsonl")
+    assert [record.split for record in judged] == [whole[record.prompt_id] for record in judged]
+
+
+def test_given_splits_are_kept(tmp_path, judge):
+    assert run_judge(config(tmp_path, responses(split="test")))["splits"] == {"test": 40}
+
+
+def test_one_rubric_for_all_is_judged_without_splits_and_says_so(tmp_path, judge, caplog):
+    report = run_judge(config(tmp_path, responses(rubric="you")))
+    assert report["splits"] == {"none": 40} and report["mean_verdict"] == 0.75
+    assert "no splits are assigned" in caplog.text
+
+
+def test_splits_on_some_responses_only_are_refused(tmp_path, judge):
+    mixed = [*responses(2, split="train"), *responses(5)[2:]]
+    with pytest.raises(UserError, match="2 of 5 responses carry a split"):
+        run_judge(config(tmp_path, mixed))
+
+
+def test_a_failing_judge_stops_the_run_and_can_be_resumed(tmp_path, judge):
+    settings = config(tmp_path, responses())
+    judge.masked = "timeout"
+    with pytest.raises(UserError, match="32 of 32 verdicts masked"):
+        run_judge(settings)
+    judge.masked = None
+    report = run_judge(JudgeConfig(**(vars(settings) | {"resume": True})))
+    assert report["asked"] == 80 and report["masked"] == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"limit": 0}, "limit: must be at least 1"),
+        ({"max_masked": 1.5}, "max_masked: must be a share"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        ({"judge": "oracle"}, "unknown judge 'oracle'"),
+        ({"judge": "openai", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+    ],
+)
+def test_bad_settings_leave_no_run_behind(tmp_path, changes, said, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    settings = JudgeConfig(**(vars(config(tmp_path, responses(3))) | changes))
+    with pytest.raises(UserError, match=said):
+        run_judge(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_openai_settings_reach_the_judge():
+    judge = build_judge(JudgeConfig(output="x", judge="openai", model="m", base_url="http://h:1/v1", temperature=None))
+    assert judge.name == "openai:m@h:1/v1?temperature=None"

@@ -1,0 +1,207 @@
+import pytest
+
+from rubric_data.errors import UserError
+from rubric_data.judges import JudgeRequest, RawVerdict
+from rubric_data.labelling import MIN_VERDICTS, label
+from rubric_data.ledger import Ledger
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+
+
+def response(name, *criteria, prompt="p", text=None, verdicts=()):
+    return JudgedResponse(
+        prompt_id=prompt,
+        prompt=prompt,
+        response_id=name,
+        response=text or f"text of {name}",
+        rubric=Rubric(
+            criteria=criteria or (Criterion(id="long", text="Is long."), Criterion(id="hi", text="Says hi."))
+        ),
+        verdicts=verdicts,
+    )
+
+
+class FakeJudge:
+    """Answers by a function of (response, criterion); remembers what it was asked."""
+
+    template = "v1"
+
+    def __init__(self, answer=lambda response, criterion: 1.0, name="fake"):
+        self.name = name
+        self.batches: list[list[JudgeRequest]] = []
+        self.answer = answer
+
+    def judge(self, requests):
+        self.batches.append(list(requests))
+        return [
+            tuple(self._verdict(request.response, criterion) for criterion in request.criteria) for request in requests
+        ]
+
+    def _verdict(self, text, criterion):
+        found = self.answer(text, criterion)
+        if isinstance(found, str):
+            return RawVerdict(criterion_id=criterion.id, masked=found, judge=self.name, raw="raw")
+        return RawVerdict(criterion_id=criterion.id, value=found, judge=self.name, raw="raw")
+
+    @property
+    def asked(self):
+        return [
+            (request.response, criterion.id)
+            for batch in self.batches
+            for request in batch
+            for criterion in request.criteria
+        ]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "l.sqlite") as opened:
+        yield opened
+
+
+def test_verdicts_are_filled_in_and_counted():
+    def answer(text, criterion):
+        if criterion.id == "long":
+            return 0.25 if text.endswith("a") else "refusal: no"
+        return 1.0
+
+    judge = FakeJudge(answer)
+    records, report = label([response("a"), response("b")], judge, batch_size=1)
+    assert [record.response_id for record in records] == ["a", "b"]
+    assert records[0].verdicts == (
+        Verdict(criterion_id="long", value=0.25, judge="fake"),
+        Verdict(criterion_id="hi", value=1.0, judge="fake"),
+    )
+    assert records[1].verdicts[0] == Verdict(criterion_id="long", masked="refusal: no", judge="fake")
+    assert type(records[0].verdicts[0]) is Verdict
+    assert len(judge.batches) == 2
+    assert report.to_dict() == {
+        "responses": 2,
+        "verdicts": 4,
+        "asked": 4,
+        "reused": 0,
+        "masked": {"refusal": 1},
+        "mean_verdict": 0.75,  # (.25 + 1 + 1) / 3
+    }
+
+
+def test_only_what_the_ledger_lacks_is_asked(ledger):
+    first = FakeJudge()
+    label([response("a", Criterion(id="hi", text="Says hi."))], first, ledger=ledger)
+    second = FakeJudge(lambda text, criterion: 0.0)
+    heavier = Criterion(id="greets", text="Says hi.", weight=5)
+    records, report = label([response("a", heavier, Criterion(id="new", text="New."))], second, ledger=ledger)
+    assert second.asked == [("text of a", "new")]
+    # the old answer stands under the criterion's new id
+    assert [(verdict.criterion_id, verdict.value) for verdict in records[0].verdicts] == [("greets", 1.0), ("new", 0.0)]
+    assert (report.asked, report.reused) == (1, 1)
+
+
+@pytest.mark.parametrize("change", ["judge", "template", "vote"])
+def test_another_judge_template_or_vote_is_asked_anew(ledger, change):
+    label([response("a")], FakeJudge(), ledger=ledger)
+    judge = FakeJudge(lambda text, criterion: 0.5, name="other" if change == "judge" else "fake")
+    judge.template = "v2" if change == "template" else "v1"
+    records, report = label([response("a")], judge, ledger=ledger, vote=1 if change == "vote" else 0)
+    assert report.asked == 2 and records[0].values() == [0.5, 0.5]
+
+
+def test_the_same_question_is_asked_once_without_any_ledger():
+    judge = FakeJudge()
+    records, report = label([response("a", text="same"), response("b", text="same")], judge)
+    assert judge.asked == [("same", "long"), ("same", "hi")]
+    assert records[1].values() == [1.0, 1.0]
+    assert (report.asked, report.reused) == (2, 2)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(ledger):
+    def interrupt(text, criterion):
+        if text == "text of c":
+            raise KeyboardInterrupt
+        return 0.5
+
+    records = [response(name) for name in "abcd"]
+    with pytest.raises(KeyboardInterrupt):
+        label(records, FakeJudge(interrupt), ledger=ledger, batch_size=1, progress=True)
+    judge = FakeJudge(lambda text, criterion: 1.0)
+    labelled, report = label(records, judge, ledger=ledger)
+    assert judge.asked == [(f"text of {name}", criterion) for name in "cd" for criterion in ("long", "hi")]
+    assert [record.values()[0] for record in labelled] == [0.5, 0.5, 1.0, 1.0]
+    assert (report.asked, report.reused) == (4, 4)
+
+
+def test_unusable_answers_are_kept_but_missing_ones_asked_again(ledger):
+    def answer(text, criterion):
+        return "parse_failure: odd" if criterion.id == "long" else "timeout: late"
+
+    _, report = label([response("a")], FakeJudge(answer), ledger=ledger)
+    assert report.masked == {"parse_failure": 1, "timeout": 1} and report.mean_verdict is None
+    judge = FakeJudge()
+    records, _ = label([response("a")], judge, ledger=ledger)
+    assert judge.asked == [("text of a", "hi")]
+    assert records[0].verdicts[0].masked == "parse_failure: odd" and records[0].verdicts[1].value == 1.0
+
+
+def test_the_first_verdict_in_the_ledger_counts(ledger):
+    """Another process answers while this one's judge is thinking."""
+
+    class Overtaken(FakeJudge):
+        def judge(self, requests):
+            label([response("a")], FakeJudge(lambda text, criterion: 0.25), ledger=ledger)
+            return super().judge(requests)
+
+    records, _ = label([response("a")], Overtaken(), ledger=ledger)
+    assert records[0].values() == [0.25, 0.25]
+
+
+def test_raw_replies_reach_the_ledger(ledger):
+    label([response("a")], FakeJudge(), ledger=ledger)
+    stored = ledger._connection.execute("SELECT judge, template, raw FROM verdicts").fetchall()
+    assert stored == [("fake", "v1", "raw")] * 2
+
+
+def test_human_verdicts_stay_and_old_ones_go():
+    old = (Verdict(criterion_id="hi", value=0.0, judge="old", human=1.0),)
+    records, _ = label([response("a", verdicts=old)], FakeJudge(lambda text, criterion: 0.5))
+    assert [(verdict.value, verdict.judge, verdict.human) for verdict in records[0].verdicts] == [
+        (0.5, "fake", None),
+        (0.5, "fake", 1.0),
+    ]
+
+
+def test_a_failing_judge_is_stopped_but_not_too_soon(ledger):
+    judge = FakeJudge(lambda text, criterion: "timeout: no reply within 60 s")
+    few = [response(f"r{number}") for number in range(MIN_VERDICTS // 2 - 1)]
+    label(few, judge, max_masked=0.2, batch_size=1)
+    judge.batches.clear()
+    many = [response(f"r{number}") for number in range(100)]
+    with pytest.raises(UserError) as caught:
+        label(many, judge, max_masked=0.2, batch_size=1, ledger=ledger)
+    assert len(judge.asked) == MIN_VERDICTS
+    assert str(caught.value) == (
+        "judge fake: 20 of 20 verdicts masked, more than max_masked 0.2 allows (latest: timeout: no reply within "
+        "60 s); mend the judge and resume, or raise max_masked"
+    )
+
+
+def test_masked_up_to_the_allowed_share_goes_on():
+    judge = FakeJudge(lambda text, criterion: "refusal: x" if criterion.id == "long" else 1.0)
+    records = [response(f"r{number}") for number in range(40)]
+    _, report = label(records, judge, max_masked=0.5)
+    assert report.masked == {"refusal": 40}
+
+
+def test_a_judge_that_answers_out_of_order_is_caught():
+    class Careless(FakeJudge):
+        def judge(self, requests):
+            return [tuple(reversed(verdicts)) for verdicts in super().judge(requests)]
+
+    with pytest.raises(RuntimeError, match="must answer the criteria"):
+        label([response("a")], Careless())
+
+
+def test_progress_counts_verdicts_on_stderr(capsys):
+    label([response("a"), response("b")], FakeJudge(), progress=True)
+    shown = capsys.readouterr()
+    assert "judging" in shown.err and "4/4" in shown.err and not shown.out
+    label([response("a")], FakeJudge())
+    assert not capsys.readouterr().err
