@@ -10,7 +10,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
@@ -34,6 +34,7 @@ class Stage:
     example: str
     hidden: tuple[str, ...] = ()  # config keys the stage sets itself
     recipe: str | None = None  # the recipe used when no --config is given
+    tabulates: bool = False  # the stage prints its own closing table
 
 
 STAGES = {
@@ -63,6 +64,7 @@ STAGES = {
         "Intervals come from resampling prompts. Baselines stand beside the model: majority, length, lexical "
         "overlap, and the untrained backbone.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
+        tabulates=True,
     ),
     "score": Stage(
         ScoreConfig,
@@ -85,6 +87,7 @@ STAGES = {
         "--output runs/demo --policy.steps 20",
         hidden=DEMO_SETS,
         recipe="quickstart",
+        tabulates=True,
     ),
 }
 
@@ -134,7 +137,9 @@ def _run_stage(name: str, stage: Stage, rest: list[str]) -> int:
     if _is_main_process():
         _show(name, to_yaml(config, stage.hidden))
     _quieten()
-    resolve_name(stage.run)(config)
+    report = resolve_name(stage.run)(config)
+    if _is_main_process() and not stage.tabulates:
+        print("\n".join(["", *digest(report)]))
     return 0
 
 
@@ -191,15 +196,39 @@ def _show(name: str, resolved: str) -> None:
     console.rule(style="dim")
 
 
+def digest(report: Mapping[str, Any]) -> list[str]:
+    """One line for each number or name in a stage's report; a group of them shares a line, lists are left out."""
+    lines = []
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            parts = [f"{name} {_short(part)}" for name, part in value.items() if not isinstance(part, (Mapping, list))]
+            lines += [f"{key}: {', '.join(parts)}"] if parts else []
+        elif not isinstance(value, (list, tuple)):
+            lines.append(f"{key}: {_short(value)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _quieten() -> None:
     """Silence what libraries say on every run and a user can do nothing about. Only the command line does this."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every fork warns
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    for pattern in _KNOWN_NOISE:
+    for pattern in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
+    for logger, beginning in _KNOWN_LOGS:
+        logging.getLogger(logger).addFilter(lambda record, known=beginning: known not in record.getMessage())
 
 
-_KNOWN_NOISE = (r".*TRL.*experimental.*",)
+_KNOWN_WARNINGS = (
+    r"You are importing from 'trl.experimental'",
+    r"`is_gradient_checkpointing` is deprecated",  # peft asks transformers by the old name
+    r"`gradient_checkpointing` is deprecated",  # so does trl
+)
+_KNOWN_LOGS = (
+    ("transformers.generation.utils", "Passing `generation_config` together with"),  # trl's PPO does
+)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class PolicyConfig:
     temperature: float = 1.0  # of sampling, in training and in evaluation
     learning_rate: float = 5e-4  # constant
     kl_coef: float = 0.02  # weight of the KL to the starting policy in the reward
+    gae_lambda: float = 1.0  # 1 credits every token with the whole reward; less, with what is near
+    critic_layers: int = 6  # of the policy's first layers, frozen, below the value head
     missing_eos_penalty: float | None = None  # subtracted from the reward of a rollout that never ends
     lora_rank: int = 16  # of the adapter
     lora_alpha: int = 32  # scale of the adapter: alpha / rank

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -34,7 +34,19 @@ _RUNS = {
     "policy": "policy.ppo:run_ppo",
 }
 _MODEL, _RAW = "model", "model (raw)"  # the audit's names for the model with and without its calibration
+_OF_PPO = (
+    "prompts_evaluated",
+    "responses_per_prompt",
+    "gold_before",
+    "gold_after",
+    "gold_gain",
+    "proxy_before",
+    "proxy_after",
+    "proxy_gain",
+    "kl_final",
+)
 _UNDEFINED = "–"
+_LEGEND = "[low high]: 95 % interval over prompts"
 
 Estimate = dict[str, float | None]  # value, low, high: a number with its interval
 
@@ -166,7 +178,7 @@ def summarise(
             "brier_after": audit["predictors"][_MODEL]["criterion"]["brier"],
         },
         "speed": speed,
-        "policy": {key: ppo[key] for key in ("gold_before", "gold_after", "gold_gain")},
+        "policy": {key: ppo[key] for key in _OF_PPO},
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
     }
 
@@ -214,9 +226,18 @@ def tabulate(summary: dict[str, Any]) -> list[Section]:
             f"{speed['criteria']} criteria, {speed['responses']} responses, {speed['prompts']} prompts",
         ),
         Section(
-            "Gold reward (the judge's) of the policy on held-out prompts",
-            ("before PPO", "after PPO", "gain"),
-            [(_text(policy["gold_before"]), _text(policy["gold_after"]), _text(policy["gold_gain"], signed=True))],
+            f"Reward of the policy's responses to {policy['prompts_evaluated']} held-out prompts",
+            ("reward", "before PPO", "after PPO", "gain"),
+            [
+                (
+                    title,
+                    _text(policy[f"{key}_before"]),
+                    _text(policy[f"{key}_after"]),
+                    _text(policy[f"{key}_gain"], signed=True),
+                )
+                for title, key in (("gold (the judge)", "gold"), ("proxy (the reward model)", "proxy"))
+            ],
+            f"{policy['responses_per_prompt']} responses a prompt; KL to the starting policy {policy['kl_final']:.2f}",
         ),
         Section(
             "Wall time",
@@ -227,21 +248,22 @@ def tabulate(summary: dict[str, Any]) -> list[Section]:
 
 
 def render(sections: Sequence[Section]) -> Group:
-    """The tables for a terminal."""
-    tables = []
+    """The tables for a terminal of 80 columns or more."""
+    shown: list[RenderableType] = []
     for section in sections:
-        table = Table(title=section.title, caption=section.note, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
         for place, column in enumerate(section.columns):
-            table.add_column(column, justify="left" if place == 0 else "right")
+            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
         for row in section.rows:
             table.add_row(*(Text(cell) for cell in row))
-        tables.append(table)
-    return Group(*tables, "[low, high]: 95 % interval over prompts")
+        note = [Text(f"  {section.note}\n", style="dim")] if section.note else []
+        shown += [Text(section.title, style="bold"), table, *note]
+    return Group(*shown, Text(_LEGEND))
 
 
 def markdown(sections: Sequence[Section]) -> str:
     """The tables as a Markdown document."""
-    blocks = ["# Summary of the demo run", "[low, high]: 95 % interval over prompts."]
+    blocks = ["# Summary of the demo run", f"{_LEGEND}."]
     for section in sections:
         lines = [section.columns, tuple("---" for _ in section.columns), *section.rows]
         blocks += [f"## {section.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
@@ -250,13 +272,18 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def _text(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """'0.853 [0.812, 0.891]'; a dash where the number or its interval is undefined."""
+    """'.853 [.81 .89]'; a dash where the number is undefined, no interval where that is."""
     if estimate is None or estimate["value"] is None:
         return _UNDEFINED
-    number = (lambda value: f"{value:+.3f}") if signed else (lambda value: f"{value:.3f}")
     low, high = estimate["low"], estimate["high"]
-    interval = "" if low is None or high is None else f" [{number(low)}, {number(high)}]"
-    return number(estimate["value"]) + interval
+    interval = "" if low is None or high is None else f" [{_short(low, 2, signed)} {_short(high, 2, signed)}]"
+    return _short(estimate["value"], 3, signed) + interval
+
+
+def _short(value: float, decimals: int, signed: bool) -> str:
+    """``value`` rounded, without the zero before its point: .853, +.10, 1.000."""
+    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and "0." in text[:3] else text
 
 
 def _minutes(seconds: float) -> str:

@@ -64,7 +64,9 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
         RAW: [1 / (1 + np.exp(-np.asarray(one.logits, float))) for one in scored],
     }
     if config.zero_shot:
-        untrained = RubricScorer.zero_shot(scorer.backbone, tokens_per_batch=config.tokens_per_batch)
+        untrained = RubricScorer.zero_shot(
+            scorer.model.base, max_length=scorer.model.max_length, tokens_per_batch=config.tokens_per_batch
+        )
         predictions[ZERO_SHOT] = baselines.zero_shot(untrained, held_out)
     if train:  # a file of held-out responses alone has nothing to fit them on
         predictions |= baselines.fitted_baselines(train, held_out)

@@ -1,6 +1,6 @@
 """Distil verdicts into a reward model, on transformers' Trainer. Orders the steps; the arithmetic lives elsewhere.
 
-Also runs under accelerate: `accelerate launch --cpu --num_processes 2 -m policy.cli train ...`.
+Several processes: `torchrun --nproc_per_node 2 -m policy.cli train ...` (accelerate picks gloo or NCCL).
 """
 
 import dataclasses
@@ -186,11 +186,11 @@ def build_model(config: TrainConfig) -> RubricRewardModel:
 
 def run_train(config: TrainConfig) -> dict[str, Any]:
     """Train as ``config`` says; returns what train.json holds. Raises UserError on bad input."""
-    main = PartialState().is_main_process
+    state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(config.output)
-    if main:
+    if state.is_main_process:
         start_run(folder, dataclasses.asdict(config), resume=config.resume)
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
     set_seed(config.seed)
     records = load_judged(config.data)
     encoder = Encoder(load_tokenizer(config.model), config.max_length)
@@ -214,6 +214,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     tokens = sum(tree.tree.length for tree in train_trees)
     report = {
         "steps": result.global_step,
+        "processes": trainer.accelerator.num_processes,
         "seconds": round(time.perf_counter() - started, 1),
         "train_verdicts": sum(not math.isnan(value) for tree in train_trees for value in tree.values),
         "train_trees": len(train_trees),
@@ -223,9 +224,9 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
         "validation_after": after,
         "log": trainer.state.log_history,
     }
-    if main:
+    if state.is_main_process:
         trainer.model.save(folder / MODEL_FOLDER)
         load_tokenizer(config.model).save_pretrained(folder / MODEL_FOLDER)
         write_json(folder / "train.json", report)
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
     return report

@@ -8,10 +8,10 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,16 +105,16 @@ class OpenAIJudge:
         try:
             calls = [pool.submit(self._judge_one, request, stop) for request in requests]
             return [call.result() for call in calls]
-        finally:  # on an interrupt: start no further call and end every wait between tries
-            stop.set()
+        finally:  # on an interrupt: start no further call, then end every wait between tries
             pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()
 
     def _judge_one(self, request: JudgeRequest, stop: threading.Event) -> tuple[Verdict, ...]:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._attempts), tenacity.stop_when_event_set(stop)),
+            stop=tenacity.stop_after_attempt(self._attempts),
             wait=_wait,
-            sleep=tenacity.sleep_using_event(stop),
+            sleep=partial(_sleep, stop),
             reraise=True,
         )
         try:
@@ -185,6 +185,11 @@ def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = retry_after(error.response.headers, datetime.now(UTC)) if isinstance(error, openai.APIStatusError) else None
     return min(_backoff(state) if asked is None else asked, MAX_WAIT)
+
+
+def _sleep(stop: threading.Event, seconds: float) -> None:
+    if stop.wait(seconds):
+        raise CancelledError
 
 
 def _failure(error: Exception, timeout: float) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from rubric_data.errors import UserError
 def stage_calls(monkeypatch):
     """Every stage replaced by one that records the config it is called with."""
     calls = []
-    monkeypatch.setattr(cli, "resolve_name", lambda target: lambda config: calls.append((target, config)))
+    monkeypatch.setattr(cli, "resolve_name", lambda target: lambda config: calls.append((target, config)) or {})
     return calls
 
 
@@ -127,6 +127,17 @@ def test_the_resolved_config_is_printed_before_the_run(stage_calls, capsys):
         "tokens_per_batch": 8192,
         "overwrite": False,
     }
+
+
+def test_the_digest_shows_numbers_and_groups_but_no_lists():
+    report = {"steps": 7, "seconds": 1.23456, "after": {"auroc": 0.81234, "log": [1]}, "log": [{"loss": 1}], "none": {}}
+    assert cli.digest(report) == ["steps: 7", "seconds: 1.235", "after: auroc 0.8123"]
+
+
+def test_a_stage_without_a_table_of_its_own_ends_with_its_digest(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "resolve_name", lambda target: lambda config: {"fitted": "platt"})
+    assert run(capsys, "calibrate", "--model", "m")[1].endswith("\nfitted: platt\n")
+    assert "fitted" not in run(capsys, "audit", "--model", "m", "--output", "o")[1]
 
 
 def test_ranks_after_the_first_print_nothing(stage_calls, capsys, monkeypatch):

@@ -7,13 +7,17 @@ same words give the same data.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
-from rubric_data.builtin.criteria import Choice, choose
+from rubric_data.builtin.criteria import CHECKS, Choice, choose
+from rubric_data.builtin.edits import Bench, exemplars
 from rubric_data.builtin.topics import Topic, load_topics
-from rubric_data.records import Split
+from rubric_data.records import Rubric, Split
+from rubric_data.verifiers import verify
 
 SEED = "rubric-rm builtin 1"
 PROMPTS_PER_TOPIC = 3
@@ -254,3 +258,168 @@ def compatible(one: Choice, other: Choice) -> bool:
 
 def _words_of(choice: Choice) -> set[str]:
     return {str(choice.slots[slot]).lower() for slot in ("word", "first", "second") if slot in choice.slots}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A prompt with its whole rubric, and the choices that it was made from, in the same order."""
+
+    draft: Draft
+    rubric: Rubric
+    choices: tuple[Choice, ...]
+
+
+_COMMON = ("and", "is", "it", "can", "many", "that", "of", "also")
+_AIM = 0.36  # of samples that meet a criterion: exemplars meet more, so that about half of all responses do
+
+
+def _options(tag: str, draft: Draft, random: Random) -> list[Choice]:
+    """Unstated checks of one family that make sense for the prompt."""
+    topic, kind = draft.topic, draft.kind
+    numbers: dict[str, dict[str, Sequence[int]]] = {
+        "length": {"words_max": range(18, 45, 2), "words_min": range(10, 40, 2)},
+        "sentences": {
+            "short_sentences": range(8, 25, 2),
+            "sentences_exact": (1, 2),
+            "sentences_max": (2, 3),
+            "sentences_min": (2, 3),
+        },
+        "style": {"short_words": (7, 8, 9, 10, 11)},
+    }
+    plain: dict[str, tuple[str, ...]] = {
+        "ending": ("complete",),
+        "comma": ("no_comma",),
+        "opening": ("no_filler", "filler"),
+        "format": ("one_paragraph",),
+        "person": ("you", "no_you", "first_person", "no_first_person"),
+        "question": ("asks", "asks_nothing"),
+        "digit": ("digit", "no_digit"),
+        "style": ("exclaims", "no_exclaim", "no_repeat"),
+    }
+    found = [choose(check, n=random.choice(values)) for check, values in numbers.get(tag, {}).items() for _ in "123"]
+    found += [choose(check) for check in plain.get(tag, ())]
+    if tag == "keyword":
+        found += [choose("keyword", word=word) for word in topic.keywords]
+        found += [_two_keywords("any_of")(topic, random), choose("twice", word=topic.name)]
+        found += [_both_names(topic, random)] if kind == "compare" else []
+    if tag == "avoid":
+        found += [choose("avoid", word=word) for word in (*_COMMON, *topic.keywords, topic.name)]
+    if tag == "opening":
+        found += [choose("names_early", word=topic.name, n=n) for n in (2, 3, 5, 8)]
+    if tag == "style" and kind in {"rewrite", "summarise"}:
+        found += [choose("no_copy", n=n) for n in (3, 4)]
+    return found
+
+
+def finish_rubrics(drafts: Sequence[Draft], samples: Mapping[str, Sequence[str]]) -> list[Finished]:
+    """Fill every rubric up to six to eight criteria with unstated checks.
+
+    ``samples``: prompt id -> its sampled responses. Families are drawn so that all are met often, and within a
+    family the check that brings the family's share of met criteria nearest to its aim, so that the family
+    alone says little about the verdict.
+    """
+    met: dict[str, list[float]] = {tag: [] for tag in sorted({check.tag for check in CHECKS.values()})}
+
+    def share(choice: Choice, draft: Draft) -> float:
+        texts = samples[draft.prompt_id]
+        passed = sum(verify(choice.verifier, text, draft.prompt) for text in texts) / len(texts)
+        return 1 - passed if CHECKS[choice.check].pitfall else passed
+
+    for draft in drafts:
+        for choice in draft.stated:
+            met[choice.tag].append(share(choice, draft))
+    finished = []
+    for draft in sorted(drafts, key=lambda draft: hashlib.sha256(draft.prompt_id.encode()).digest()):
+        random = Random(f"{SEED} rubric {draft.prompt_id}")
+        chosen = list(draft.stated)
+        size = random.choice((6, 7, 7, 8))
+        while len(chosen) < size:
+            choice = _draw(draft, chosen, met, share, random)
+            met[choice.tag].append(share(choice, draft))
+            chosen.append(choice)
+        finished.append(_finish(draft, chosen, random))
+    return sorted(finished, key=lambda one: [draft.prompt_id for draft in drafts].index(one.draft.prompt_id))
+
+
+def _draw(
+    draft: Draft,
+    chosen: Sequence[Choice],
+    met: Mapping[str, Sequence[float]],
+    share: Callable[[Choice, Draft], float],
+    random: Random,
+) -> Choice:
+    """One more check for the rubric: the family first, then the check."""
+    while True:
+        taken = [choice.tag for choice in chosen]
+        # a family seldom met so far is likelier; a finished last sentence is asked of nearly every response
+        weights = [(3.0 if tag == "ending" else 1.0) / (20 + len(met[tag])) / (1 + taken.count(tag)) for tag in met]
+        tag = random.choices(list(met), weights)[0]
+        options = [
+            option
+            for option in _options(tag, draft, random)
+            if all(compatible(option, other) for other in chosen)
+        ]
+        if not options:
+            continue
+
+        def distance(option: Choice, tag: str = tag) -> float:
+            passed = share(option, draft)
+            after = (sum(met[tag]) + passed) / (len(met[tag]) + 1)
+            # a check that all samples meet, or none, tells responses apart only by their edits
+            return abs(after - _AIM) * len(met[tag]) + 0.4 * (passed in (0.0, 1.0)) + 0.3 * random.random()
+
+        return min(options, key=distance)
+
+
+def _finish(draft: Draft, chosen: Sequence[Choice], random: Random) -> Finished:
+    order = random.sample(list(chosen), len(chosen))
+    weights = [1.0, 2.0, 3.0] + random.choices((1.0, 2.0, 3.0), (4, 3, 2), k=len(order) - 3)
+    random.shuffle(weights)
+    veto = random.randrange(len(order)) if random.random() < 0.08 else -1
+    criteria = tuple(
+        choice.criterion(number, 1.0 if CHECKS[choice.check].pitfall else weight, number - 1 == veto, random)
+        for number, (choice, weight) in enumerate(zip(order, weights, strict=True), start=1)
+    )
+    return Finished(draft, Rubric(criteria=criteria), tuple(order))
+
+
+@dataclass(frozen=True)
+class Built:
+    """The two data files, as their lines."""
+
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...]
+
+
+def build(samples: Mapping[str, Sequence[tuple[str, str]]]) -> Built:
+    """The data files from the sampled (generator, response) of every prompt id. The same samples give the same files."""
+    drafts = draft_prompts()
+    texts = {prompt_id: [response for _, response in found] for prompt_id, found in samples.items()}
+    prompts, responses = [], []
+    for one in finish_rubrics(drafts, texts):
+        draft = one.draft
+        bench = Bench(draft.prompt, draft.kind, draft.topic, one.rubric, one.choices)
+        edits = exemplars(bench, texts[draft.prompt_id], f"{SEED} edits {draft.prompt_id}")
+        prompts.append(
+            _line(
+                prompt_id=draft.prompt_id,
+                kind=draft.kind,
+                split=draft.split,
+                prompt=draft.prompt,
+                rubric=one.rubric.model_dump(exclude_defaults=True),
+            )
+        )
+        for number, (generator, response) in enumerate([*samples[draft.prompt_id], *edits]):
+            responses.append(
+                _line(
+                    prompt_id=draft.prompt_id,
+                    response_id=f"{draft.prompt_id}-{number:02d}",
+                    generator=generator,
+                    response=response,
+                )
+            )
+    return Built(tuple(prompts), tuple(responses))
+
+
+def _line(**fields: Any) -> str:
+    return json.dumps(fields, ensure_ascii=False)

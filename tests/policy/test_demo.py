@@ -1,9 +1,11 @@
 """The demo's wiring, speed comparison and summary, with stages that record instead of work."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from policy import demo
 from policy.config import DEMO_SETS, DemoConfig
@@ -28,7 +30,7 @@ AUDIT = {
     "verdicts": 1300,
     "tail": 0.25,
     "predictors": {
-        "model": predictor(0.81, 0.86, 0.71, 0.14) | {},
+        "model": predictor(0.81, 0.86, 0.71, 0.14),
         "model (raw)": predictor(0.79, 0.86, 0.69, 0.18),
         "majority": predictor(0.6, 0.5, None),
     },
@@ -49,6 +51,12 @@ PPO = {
     "gold_before": estimate(0.5, 0.45, 0.55),
     "gold_after": estimate(0.6, 0.55, 0.65),
     "gold_gain": estimate(0.1, 0.04, 0.16),
+    "proxy_before": estimate(0.4),
+    "proxy_after": estimate(0.7),
+    "proxy_gain": estimate(0.3),
+    "prompts_evaluated": 24,
+    "responses_per_prompt": 2,
+    "kl_final": 6.25,
     "steps": 14,
 }
 
@@ -118,13 +126,37 @@ def test_the_summary_is_written_and_shows_the_stages_numbers(stages, tmp_path, c
     assert summary["calibration"]["tail_pair_accuracy_after"]["value"] == 0.71
     assert summary["seconds"].keys() == {"judge", "train", "calibrate", "audit", "speed", "ppo", "total"}
     text = (tmp_path / "run" / "summary.md").read_text()
-    assert "| majority | 0.600 | 0.500 | +0.360 [+0.300, +0.420] |" in text
-    assert "| model | 0.810 | 0.860 | – |" in text
-    assert "| tail pair accuracy | 0.690 | 0.710 |" in text
+    assert "| majority | .600 | .500 | +.360 [+.30 +.42] |" in text
+    assert "| model | .810 | .860 | – |" in text
+    assert "| tail pair accuracy | .690 | .710 |" in text
     assert "| ratio | 12.0 |" in text
-    assert "| 0.500 [0.450, 0.550] | 0.600 [0.550, 0.650] | +0.100 [+0.040, +0.160] |" in text
+    assert "| gold (the judge) | .500 [.45 .55] | .600 [.55 .65] | +.100 [+.04 +.16] |" in text
     printed = capsys.readouterr().out
-    assert "majority" in printed and "12.0" in printed
+    assert "majority" in printed and "12.0" in printed and "[low high]" in printed
+
+
+def test_the_tables_fit_eighty_columns_without_cutting_a_number():
+    wide = estimate(-0.123, -0.456, -0.789)
+    summary = demo.summarise(AUDIT, SPEED, PPO, {"judge": 3.0, "train": 600.0, "ppo": 300.0})
+    for one in summary["held_out"]["predictors"].values():
+        one.update(dict.fromkeys(one, wide))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(demo.render(demo.tabulate(summary)))
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("-.123 [-.46 -.79]") == 9  # three predictors, three columns
+
+
+def test_short_numbers():
+    assert [demo._short(v, 3, False) for v in (0.8534, 1.0, -0.25, 0.0, 10.5, 0.9996)] == [
+        ".853",
+        "1.000",
+        "-.250",
+        ".000",
+        "10.500",
+        "1.000",
+    ]
+    assert [demo._short(v, 2, True) for v in (0.1, -0.1, -1.5)] == ["+.10", "-.10", "-1.50"]
 
 
 def test_minutes_are_minutes_and_seconds():

@@ -8,7 +8,7 @@ from rubric_data.config import JudgeConfig
 from rubric_data.errors import UserError
 from rubric_data.io import read_judged, write_judged
 from rubric_data.judges import masked_verdicts
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict, Verifier
 from rubric_data.split import check_leaks
 
 
@@ -172,3 +172,26 @@ def test_bad_settings_leave_no_run_behind(tmp_path, changes, said, monkeypatch):
 def test_openai_settings_reach_the_judge():
     judge = build_judge(JudgeConfig(output="x", judge="openai", model="m", base_url="http://h:1/v1", temperature=None))
     assert judge.name == "openai:m@h:1/v1?temperature=None"
+
+
+def test_the_verifier_answers_exactly(tmp_path):
+    """Real judge, hand-made responses: 'one two three' keeps to three words, the other does not."""
+    rubric = Rubric(
+        criteria=(
+            Criterion(
+                id="short",
+                text="No sentence has more than three words.",
+                verifier=Verifier(name="max_sentence_words", args={"max": 3}),
+            ),
+            Criterion(id="kind", text="Is kind."),
+        )
+    )
+    records = [
+        JudgedResponse(prompt_id="p", prompt="Count.", response_id=text, response=text, rubric=rubric, split="test")
+        for text in ("one two three", "one two three four")
+    ]
+    report = run_judge(config(tmp_path, records, judge="verifier"))
+    judged = read_judged(tmp_path / "run" / "judged.jsonl")
+    assert [record.verdicts[0].value for record in judged] == [1.0, 0.0]
+    assert {record.verdicts[1].masked.partition(":")[0] for record in judged} == {"no_verifier"}
+    assert report["judge"] == "verifier" and report["masked"] == {"no_verifier": 2}

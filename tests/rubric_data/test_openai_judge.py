@@ -1,7 +1,7 @@
 """The judge against a scripted server on loopback, so that retries, headers and bodies are the real ones."""
 
-import _thread
 import json
+import signal
 import threading
 import time
 from datetime import UTC, datetime
@@ -295,7 +295,8 @@ def test_template_hash_is_the_file(serve):
 def test_an_interrupt_ends_the_waiting(serve):
     server = serve(failure(429, {"Retry-After": "50"}))
     judge = OpenAIJudge("m", base_url=server.url, concurrency=2)
-    threading.Timer(0.5, _thread.interrupt_main).start()
+    main = threading.main_thread().ident
+    threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         judge.judge([REQUEST] * 20)

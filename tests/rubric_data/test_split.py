@@ -62,6 +62,13 @@ def test_every_split_gets_a_group_when_there_are_just_enough():
     assert found["h0"] == "train" and {found["a"], found["b"]} == {"validation", "test"}
 
 
+def test_no_split_takes_the_last_group_of_another():
+    huge = [response(f"h{number}", rubric="one checklist") for number in range(4)]
+    for seed in range(20):
+        found = assign_splits([*huge, response("a"), response("b")], fractions=(1 / 3, 1 / 3, 1 / 3), seed=seed)
+        assert len(set(splits(found).values())) == 3
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), min_size=1, max_size=60),

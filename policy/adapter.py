@@ -1,0 +1,166 @@
+"""Stand between TRL's PPO, which hands a reward model token ids, and a scorer, which wants text and a rubric.
+
+Owns the way from a row of ids to (prompt, rubric, response text) and back to a tensor of rewards. The scoring
+itself is `rm.scorer`; the value model is `policy.critic`.
+
+`trl.experimental.utils.get_reward` calls ``model.<base_model_prefix>(input_ids, attention_mask, ...)``, then
+``model.score(hidden_states[-1])``, and keeps the number at the last token of the response. It passes nothing but
+ids, so the rubric is found by the prompt's ids.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from policy.prompts import RubricPrompt, encode_prompt
+from rm.scorer import Scored
+from rubric_data.errors import UserError
+from rubric_data.records import Rubric
+
+
+class Scorer(Protocol):
+    """What `rm.scorer.RubricScorer` offers here."""
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], rubrics: Sequence[Rubric]) -> list[Scored]: ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response of the policy as the reward model saw it.
+
+    ``reward`` in [0, 1], NaN where the scorer gave none; ``tokens`` counts the end token; ``finished``: whether
+    the response has one.
+    """
+
+    prompt: RubricPrompt
+    response: str
+    reward: float
+    tokens: int
+    finished: bool
+
+
+class RubricRewardAdapter(nn.Module):
+    """A reward model for TRL's PPO whose reward is a scorer's, under the rubric of each row's prompt.
+
+    It has no parameters and no state. A row's reward stands at every position, so whichever TRL picks is right.
+    A reward that is NaN (every criterion masked) is replaced by the mean of its batch, which pushes the policy
+    nowhere; `Rollout.reward` keeps the NaN, so that it can be counted.
+
+    Raises UserError on a prompt with two rubrics, on a tokenizer whose pad token is its end token, on a prompt
+    that holds the pad token, and if one prompt's ids start another's.
+    """
+
+    base_model_prefix = "backbone"  # the name TRL looks the backbone up by
+
+    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricPrompt]) -> None:
+        super().__init__()
+        self.backbone = _ScoringBackbone(scorer, tokenizer, contexts(tokenizer, prompts))
+        self.score = nn.Identity()  # the backbone's "hidden states" are the rewards already
+
+    def take_rollouts(self) -> list[Rollout]:
+        """All rows scored since the last call, in TRL's order."""
+        taken, self.backbone.rollouts = self.backbone.rollouts, []
+        return taken
+
+
+def contexts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricPrompt]
+) -> dict[tuple[int, ...], RubricPrompt]:
+    """The prompts by their token ids. Raises UserError where ids would not tell the rubric (see the adapter)."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"policy tokenizer: pad token {tokenizer.pad_token!r} must differ from the end token "
+            f"{tokenizer.eos_token!r}, or a finished response looks like padding; set another pad_token and save it"
+        )
+    known: dict[tuple[int, ...], RubricPrompt] = {}
+    for prompt in prompts:
+        ids = tuple(encode_prompt(tokenizer, prompt.prompt))
+        if tokenizer.pad_token_id in ids:
+            raise UserError(
+                f"prompt {prompt.prompt_id!r}: holds the pad token {tokenizer.pad_token!r}; take it out of the text"
+            )
+        before = known.setdefault(ids, prompt)
+        if before.rubric.id != prompt.rubric.id:
+            raise UserError(
+                f"prompt {prompt.prompt_id!r}: has two rubrics (the other is of {before.prompt_id!r}), and PPO passes "
+                "on the prompt alone; keep one rubric for each prompt"
+            )
+    ordered = sorted(known)  # what starts with a tuple follows it directly
+    for ids, following in itertools.pairwise(ordered):
+        if following[: len(ids)] == ids:
+            raise UserError(
+                f"prompt {known[following].prompt_id!r}: its tokens begin with all of {known[ids].prompt_id!r}; "
+                "use a chat template that ends the user's turn"
+            )
+    return known
+
+
+class _ScoringBackbone(nn.Module):
+    """What TRL takes for a transformer: ids in, rewards out as the hidden states of its last layer."""
+
+    def __init__(
+        self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, known: dict[tuple[int, ...], RubricPrompt]
+    ) -> None:
+        super().__init__()
+        self._score = scorer.score  # the method, not the scorer: a module set here would join the state_dict
+        self._tokenizer = tokenizer
+        self._known = known
+        self._lengths = sorted({len(ids) for ids in known})
+        self.rollouts: list[Rollout] = []
+
+    @torch.no_grad()
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> BaseModelOutput:
+        """ids (B, T) and mask (B, T), False on padding of either side. Returns one hidden state (B, T, 1) float32."""
+        rows = [self._read(ids, mask) for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)]
+        scored = self._score(
+            [prompt.prompt for prompt, _ in rows],
+            [self._text(ids) for _, ids in rows],
+            [prompt.rubric for prompt, _ in rows],
+        )
+        rewards = [item.reward for item in scored]
+        eos = self._tokenizer.eos_token_id
+        self.rollouts += [
+            Rollout(prompt, self._text(ids), reward, len(ids), eos in ids)
+            for (prompt, ids), reward in zip(rows, rewards, strict=True)
+        ]
+        reward_B = torch.tensor(fill_missing(rewards), dtype=torch.float32, device=input_ids.device)
+        hidden_BT1 = reward_B[:, None, None].expand(-1, input_ids.shape[1], 1)
+        return BaseModelOutput(last_hidden_state=hidden_BT1, hidden_states=(hidden_BT1,))
+
+    def _read(self, ids: list[int], mask: list[bool]) -> tuple[RubricPrompt, tuple[int, ...]]:
+        """The prompt of one row, and its response's ids up to the end token or the first padding after it."""
+        start = mask.index(True) if any(mask) else 0
+        # a pad token the policy wrote ends the response for TRL, so it does here
+        end = next((place for place in range(start, len(mask)) if not mask[place]), len(mask))
+        row = tuple(ids[start:end])
+        for length in self._lengths:
+            prompt = self._known.get(row[:length])
+            if prompt is not None:
+                response = row[length:]
+                eos = self._tokenizer.eos_token_id
+                return prompt, response[: response.index(eos) + 1] if eos in response else response
+        text = self._tokenizer.decode(list(row[:60]))
+        raise UserError(
+            f"reward adapter: no rubric is known for the prompt {text!r}; give the adapter every prompt that PPO "
+            "trains on, encoded by policy.prompts.encode_prompt"
+        )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def fill_missing(rewards: Sequence[float]) -> list[float]:
+    """``rewards`` with every NaN replaced by the mean of the others. Raises UserError if there are no others."""
+    given = [reward for reward in rewards if not math.isnan(reward)]
+    if not given:
+        raise UserError(
+            f"reward model: gave no reward to any of {len(rewards)} rollouts; check its calibration and the rubrics"
+        )
+    return [sum(given) / len(given) if math.isnan(reward) else reward for reward in rewards]

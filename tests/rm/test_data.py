@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from rm.data import TokenBudgetSampler, budget_batches, build_trees, collate, judged_pairs, load_judged
+from rm.encoding import Encoder
+from rubric_data.errors import UserError
+from rubric_data.io import write_judged
+from rubric_data.records import Verdict
+
+
+@pytest.fixture
+def encoder(tiny_backbone):
+    return Encoder(AutoTokenizer.from_pretrained(tiny_backbone), 512)
+
+
+def test_judged_pairs_by_hand():
+    # 0.9 and 0.8 are the tail; 0.8 ties with 0.8; NaN has no order
+    rewards, tail = [0.8, 0.9, 0.1, math.nan, 0.8], [True, True, False, False, True]
+    assert judged_pairs(rewards, tail, 3.0) == [(1, 0, 3.0), (0, 2, 1.0), (1, 2, 1.0), (1, 4, 3.0), (4, 2, 1.0)]
+
+
+def test_trees_keep_every_verdict_beside_its_text(judged, encoder):
+    trees = build_trees(judged, encoder, responses_per_tree=8, seed=0)
+    assert [len(tree.tree.branches) for tree in trees] == [2] * 6
+    for tree in trees:
+        for branch, (fruit, short) in zip(tree.tree.branches, zip(tree.values[::2], tree.values[1::2], strict=True), strict=True):
+            pear = "pear" in encoder.tokenizer.decode(branch.tokens)
+            assert (fruit, short) == (float(pear), 1.0)
+        assert sorted(tree.rewards) == [pytest.approx(1 / 3), 1.0]  # weights 2 and 1
+    assert [len(tree.tree.branches) for tree in build_trees(judged, encoder, responses_per_tree=1, seed=0)] == [1] * 12
+
+
+def test_collate_counts_masks_and_offsets(judged, encoder):
+    masked = judged[0].model_copy(
+        update={"verdicts": (Verdict(criterion_id="fruit", masked="timeout: 3 s"), judged[0].verdicts[1])}
+    )
+    trees = build_trees([masked, *judged[1:4]], encoder, responses_per_tree=8, seed=0)
+    batch = collate(trees, tail_weight=5.0)
+    assert batch["input_ids"].shape == batch["position_ids"].shape == (1, sum(tree.tree.length for tree in trees))
+    assert (batch["labels"] == -100).sum() == 1
+    assert batch["response"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    # all pairs differ: the masked response is worth 1 (short alone), its rival 1/3
+    better, worse = batch["pairs"].T
+    rewards = torch.tensor([reward for tree in trees for reward in tree.rewards])
+    assert (rewards[better] > rewards[worse]).all()
+    assert batch["pair_weights"].tolist() == [3.0, 4.0]  # one pair a tree, worth its verdicts
+
+
+def test_budget_batches_by_hand():
+    assert list(budget_batches([3, 3, 5, 9, 1], 6)) == [[0, 1], [2], [3], [4]]
+
+
+def test_sampler_gives_every_process_as_much_and_a_new_order_every_epoch():
+    lengths = [40, 10, 30, 20, 50, 60, 10, 10, 30, 25]
+    sampler = TokenBudgetSampler(lengths, 80, seed=1, processes=2)
+    first = list(sampler)
+    assert len(first) == len(sampler) and len(sampler) % 2 == 0
+    assert all(sum(lengths[index] for index in batch) <= 80 for batch in first)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert sorted(index for batch in TokenBudgetSampler(lengths, 80, seed=1) for index in batch) == list(range(10))
+    with pytest.raises(ValueError, match="do not feed 8 processes"):
+        TokenBudgetSampler(lengths, 10_000, seed=1, processes=8)
+
+
+def test_data_without_verdicts_is_refused(judged, tmp_path):
+    path = tmp_path / "bare.jsonl"
+    write_judged(path, [record.model_copy(update={"verdicts": ()}) for record in judged])
+    with pytest.raises(UserError, match="holds no verdicts; run 'rubric-rm judge"):
+        load_judged(str(path))

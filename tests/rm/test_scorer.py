@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rm.calibration import Calibration, run_calibrate
+from rm.config import CalibrateConfig, ScoreConfig
+from rm.model import RubricRewardModel
+from rm.scorer import RubricScorer, run_score
+from rubric_data.errors import UserError
+from rubric_data.io import write_judged
+from rubric_data.records import Criterion, Rubric
+from rubric_data.reward import rubric_reward
+
+PROMPTS = ["Name a fruit.", "Name a stone."]
+RESPONSES = ["A pear.", "Granite, of course.", "No idea."]
+CRITERIA = [Criterion(id=f"c{number}", text=text, weight=number + 1.0) for number, text in enumerate(
+    ["Is short.", "Names a fruit.", "Ends with a full stop.", "Is polite."]
+)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_backbone):
+    return RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
+
+
+def _items():
+    item = st.tuples(
+        st.sampled_from(PROMPTS), st.sampled_from(RESPONSES), st.lists(st.sampled_from(CRITERIA), min_size=1, unique=True)
+    )
+    return st.lists(item, min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_items(), st.sampled_from([1, 120, 200, 8192]))
+def test_any_order_any_grouping_any_budget_gives_the_scores_of_one_at_a_time(scorer, items, budget):
+    rubrics = [Rubric(criteria=tuple(criteria)) for *_, criteria in items]
+    scorer.tokens_per_batch = budget
+    together = scorer.score([item[0] for item in items], [item[1] for item in items], rubrics)
+    scorer.tokens_per_batch = 8192
+    for (prompt, response, _), rubric, scored in zip(items, rubrics, together, strict=True):
+        alone = scorer.score([prompt], [response], [rubric])[0]
+        np.testing.assert_allclose(scored.logits, alone.logits, atol=1e-4)
+        assert scored.reward == pytest.approx(rubric_reward(rubric, scored.probs))
+        assert scored.truncated == 0
+
+
+def test_calibration_is_applied_to_probabilities_and_rewards(scorer):
+    calibrated = RubricScorer(scorer.model, scorer.encoder, Calibration("platt", 0.5, 1.0))
+    rubric = Rubric(criteria=tuple(CRITERIA))
+    plain, mapped = (s.score(PROMPTS[:1], RESPONSES[:1], [rubric])[0] for s in (scorer, calibrated))
+    np.testing.assert_allclose(mapped.probs, 1 / (1 + np.exp(-(0.5 * plain.logits + 1))), rtol=1e-6)
+    assert mapped.reward == pytest.approx(np.average(mapped.probs, weights=[1, 2, 3, 4]))
+
+
+def test_a_response_longer_than_the_window_is_scored_and_counted(scorer):
+    rubric = Rubric(criteria=(CRITERIA[0],))
+    short, long = scorer.score([PROMPTS[0]] * 2, ["fine", "word " * 2000], [rubric] * 2)
+    assert short.truncated == 0 < long.truncated
+    assert np.isfinite(long.logits).all()
+
+
+@pytest.fixture
+def model_folder(tiny_backbone, tmp_path):
+    model = RubricRewardModel.from_language_model(tiny_backbone, max_length=512)
+    model.save(tmp_path / "model")
+    RubricScorer.zero_shot(tiny_backbone, max_length=512).encoder.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_score_writes_one_row_a_response_in_order(model_folder, judged, tmp_path, suffix):
+    write_judged(tmp_path / "in.jsonl", judged)
+    output = tmp_path / f"scores{suffix}"
+    config = ScoreConfig(model=str(model_folder), data=str(tmp_path / "in.jsonl"), output=str(output))
+    report = run_score(config)
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    else:
+        rows = pq.read_table(output).to_pylist()
+    assert report["responses"] == len(rows) == 12 and report["verdicts"] == 24
+    assert [row["response_id"] for row in rows] == [record.response_id for record in judged]
+    for row, record in zip(rows, judged, strict=True):
+        probs = [item["probability"] for item in row["criteria"]]
+        assert row["reward"] == pytest.approx(rubric_reward(record.rubric, probs))
+    with pytest.raises(UserError, match="exists already"):
+        run_score(config)
+    with pytest.raises(UserError, match=r"unknown format '.csv'; use .jsonl or .parquet"):
+        run_score(ScoreConfig(model=str(model_folder), data="builtin", output=str(tmp_path / "scores.csv")))
+
+
+def test_calibrate_fits_the_validation_split_and_scorers_use_it(model_folder, judged, tmp_path):
+    judged = [
+        record.model_copy(update={"split": "validation"}) if record.prompt_id == "p3" else record for record in judged
+    ]
+    write_judged(tmp_path / "in.jsonl", judged)
+    config = CalibrateConfig(model=str(model_folder), data=str(tmp_path / "in.jsonl"))
+    report = run_calibrate(config)
+    assert report["verdicts"] == 8 and report["prompts"] == 2
+    loaded = RubricScorer.from_pretrained(model_folder).calibration
+    assert (loaded.method, loaded.scale, loaded.shift) == (report["method"], report["scale"], report["shift"])
+    with pytest.raises(UserError, match="exists already; add --overwrite true"):
+        run_calibrate(config)
