@@ -34,8 +34,9 @@ $(STAMP): setup.py constraints.txt
 demo: venv  ## judge, train, calibrate, audit, PPO on embedded data: ends with a table (OUTPUT=folder)
 	@$(BIN)/rubric-rm demo --config configs/quickstart.yaml --output $(OUTPUT)
 
+# One thread a process: torch's threads and the test processes would fight over the cores.
 test: check  ## check, then the suite
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: venv  ## the tests that take longer than ten seconds each
 	@$(BIN)/python -m pytest -m slow

@@ -49,7 +49,8 @@ STAGES = {
         TrainConfig,
         "rm.train:run_train",
         "Needs responses with verdicts and with splits, as `judge` writes them. The best checkpoint on the "
-        "validation split ends up in OUTPUT/model. After an interruption the same command with --resume true goes on.",
+        "validation split ends up in OUTPUT/model. After an interruption the same command with --resume true goes on. "
+        "On several processes: torchrun --nproc_per_node 2 -m policy.cli train ...",
         "--data runs/judge/judged.jsonl --output runs/train",
     ),
     "calibrate": Stage(
@@ -217,8 +218,12 @@ def _quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every fork warns
     for pattern in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
-    for logger, beginning in _KNOWN_LOGS:
-        logging.getLogger(logger).addFilter(lambda record, known=beginning: known not in record.getMessage())
+    for logger in {logger for logger, _ in _KNOWN_LOGS}:
+        logging.getLogger(logger).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(record.name == logger and text in record.getMessage() for logger, text in _KNOWN_LOGS)
 
 
 _KNOWN_WARNINGS = (

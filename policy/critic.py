@@ -33,10 +33,11 @@ class _Frozen(nn.Module):
         layers: Any = decoder.layers
         try:
             decoder.layers = layers[:depth]  # before copying, so that the rest is never copied
-            self.decoder: Any = copy.deepcopy(decoder).eval().requires_grad_(False)
+            kept: Any = copy.deepcopy(decoder).eval().requires_grad_(False)
         finally:
             decoder.layers = layers
-        self.decoder.config.num_hidden_layers = len(self.decoder.layers)
+        kept.config.num_hidden_layers = len(kept.layers)
+        self.decoder = kept
 
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:

@@ -226,8 +226,8 @@ def tabulate(summary: dict[str, Any]) -> list[Section]:
             f"{speed['criteria']} criteria, {speed['responses']} responses, {speed['prompts']} prompts",
         ),
         Section(
-            f"Reward of the policy's responses to {policy['prompts_evaluated']} held-out prompts",
-            ("reward", "before PPO", "after PPO", "gain"),
+            f"Reward of the policy before and after PPO, on {policy['prompts_evaluated']} held-out prompts",
+            ("reward", "before", "after", "gain"),
             [
                 (
                     title,
@@ -235,7 +235,7 @@ def tabulate(summary: dict[str, Any]) -> list[Section]:
                     _text(policy[f"{key}_after"]),
                     _text(policy[f"{key}_gain"], signed=True),
                 )
-                for title, key in (("gold (the judge)", "gold"), ("proxy (the reward model)", "proxy"))
+                for title, key in (("gold (the judge)", "gold"), ("proxy (reward model)", "proxy"))
             ],
             f"{policy['responses_per_prompt']} responses a prompt; KL to the starting policy {policy['kl_final']:.2f}",
         ),

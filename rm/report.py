@@ -84,7 +84,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     if result["masked"]:
         title += f" ({result['masked']} masked)"
     caption = f"[low high]: {result['level']:.0%} interval, {result['bootstrap']} resamples of prompts"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("predictor")
     for column in ("accuracy", "AUROC", "Brier", "Spearman", "tail pair acc."):
         table.add_column(column, justify="right", no_wrap=True)

@@ -70,12 +70,14 @@ _READER = frozenset({"you", "your", "yours", "yourself", "yourselves"})
 _SELF = frozenset({"i", "me", "my", "mine", "myself"})
 
 
-def words_of(text: str) -> list[str]:
+@functools.lru_cache(maxsize=4096)  # several checks read one response
+def words_of(text: str) -> tuple[str, ...]:
     """The words of ``text``, case-folded, in order."""
-    return [word.casefold() for word in re.findall(r"\w+", text)]
+    return tuple(word.casefold() for word in re.findall(r"\w+", text))
 
 
-def sentences_of(text: str) -> list[str]:
+@functools.lru_cache(maxsize=4096)
+def sentences_of(text: str) -> tuple[str, ...]:
     """The sentences of ``text`` without list markers, in order."""
     found: list[str] = []
     for line in text.splitlines():
@@ -89,7 +91,7 @@ def sentences_of(text: str) -> list[str]:
             found.append(rest[start : end.end()].strip())
             start = end.end()
         found.append(rest[start:].strip())
-    return [sentence for sentence in found if any(letter.isalpha() for letter in sentence)]
+    return tuple(sentence for sentence in found if any(letter.isalpha() for letter in sentence))
 
 
 _CHECKS: dict[str, tuple[Callable[..., bool], type[BaseModel]]] = {}
@@ -112,9 +114,17 @@ def _check(function: Callable[..., bool]) -> Callable[..., bool]:
 
 
 @_check
+def words(text: str, _: str, *, min: Count = 1, max: Count | None = None) -> bool:
+    """Between ``min`` and ``max`` words. The library's own count gives the same in 300 times as long."""
+    count = len(words_of(text))
+    return min <= count and (max is None or count <= max)
+
+
+@_check
 def sentences(text: str, _: str, *, min: Count = 1, max: Count | None = None) -> bool:
     """Between ``min`` and ``max`` sentences."""
-    return min <= len(sentences_of(text)) and (max is None or len(sentences_of(text)) <= max)
+    count = len(sentences_of(text))
+    return min <= count and (max is None or count <= max)
 
 
 @_check
@@ -132,7 +142,7 @@ def max_word_length(text: str, _: str, *, max: Count) -> bool:
 @_check
 def no_repeated_sentence(text: str, _: str) -> bool:
     """No two sentences have the same words in the same order."""
-    found = [tuple(words_of(sentence)) for sentence in sentences_of(text)]
+    found = [words_of(sentence) for sentence in sentences_of(text)]
     return len(set(found)) == len(found)
 
 
@@ -163,7 +173,7 @@ def no_copy(text: str, prompt: str, *, words: Count) -> bool:
 
 def _runs(text: str, length: int) -> set[tuple[str, ...]]:
     found = words_of(text)
-    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
+    return {found[i : i + length] for i in range(len(found) - length + 1)}
 
 
 @_check
@@ -289,13 +299,18 @@ def verify(verifier: Verifier, response: str, prompt: str = "") -> float:
 
     Raises UserError on an unknown name or unfit arguments.
     """
+    return float(prepare(verifier)(response, prompt))
+
+
+def prepare(verifier: Verifier) -> Test:
+    """The check as a function of (response, prompt), for who asks it many times. Raises UserError as `verify`."""
     test = _test(verifier.name, json.dumps(verifier.args, sort_keys=True))
-    return float(bool(response.strip()) and test(response, prompt))
+    return lambda response, prompt: bool(response.strip()) and test(response, prompt)
 
 
 @functools.lru_cache(maxsize=4096)
 def _test(name: str, args_json: str) -> Test:
-    """The check ready to run. By text, as records are not hashable."""
+    """The check ready to run, emptiness aside. By text, as records are not hashable."""
     args = json.loads(args_json)
     if name in _CHECKS:
         function, arguments = _CHECKS[name]

@@ -391,8 +391,8 @@ def _words(*words: str) -> list[str]:
 def choose(check: str, **slots: Any) -> Choice:
     """The check with its slots filled and its verifier named. Raises KeyError on an unknown check."""
     builders = {
-        "words_max": lambda n: ("ifeval:length_constraints:number_words", {"num_words": n + 1, "relation": "less than"}),
-        "words_min": lambda n: ("ifeval:length_constraints:number_words", {"num_words": n, "relation": "at least"}),
+        "words_max": lambda n: ("words", {"max": n}),
+        "words_min": lambda n: ("words", {"min": n}),
         "sentences_exact": lambda n: ("sentences", {"min": n, "max": n}),
         "sentences_max": lambda n: ("sentences", {"max": n}),
         "sentences_min": lambda n: ("sentences", {"min": n}),

@@ -9,15 +9,16 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 
 from rubric_data.builtin.criteria import Choice
 from rubric_data.builtin.topics import Topic
 from rubric_data.records import Rubric
 from rubric_data.reward import rubric_reward
-from rubric_data.verifiers import sentences_of, verify, words_of
+from rubric_data.verifiers import prepare, sentences_of, words_of
 
-_STEPS, _RESTARTS = 120, 12
+_STEPS, _RESTARTS = 60, 5
 
 _FRAMES: dict[str, tuple[str, ...]] = {
     "story": (
@@ -88,8 +89,20 @@ _PLAIN_WORDS = {
     "that": "All of that takes time.",
     "of": "It takes a bit of time.",
     "also": "There are also other views.",
+    "while": "It takes a while to learn.",
+    "but": "It is small but strong.",
+    "both": "There is good in both.",
 }
+_ANY_WORD = ("Much depends on {word}.", "It all comes down to {word}.", "Think of {word}.")  # for nouns
 _QUESTIONS = ("What do you think?", "Is that not strange?", "Who would have thought so?", "Would you agree?")
+_ASKING = (
+    "Did you know that",
+    "Have you heard that",
+    "Is it not strange that",
+    "Who would guess that",
+    "Is it true that",
+    "Why do people say that",
+)
 _LEAD_INS = ("In fact", "In short", "As a rule", "Most of all", "By the way", "In the end", "For example", "Today")
 _TAILS = ("of course", "it seems", "as we know", "they say", "after all", "in most cases")
 _OPENERS = ("Sure!", "Certainly!", "Of course!", "Well,", "Absolutely!", "Sure,", "Great!", "Okay,", "Thanks!")
@@ -146,7 +159,7 @@ def parse(response: str) -> Text:
     layout = " " if len(lines) < 2 else "\n"
     if found:
         layout = found[0] if found[0] in "-*" else "1"
-    return Text(items=tuple(sentences_of(response)) or ("Nothing.",), layout=layout)
+    return Text(items=sentences_of(response) or ("Nothing.",), layout=layout)
 
 
 @dataclass(frozen=True)
@@ -159,24 +172,24 @@ class Bench:
     rubric: Rubric
     choices: tuple[Choice, ...]  # in the rubric's order
 
-    @property
+    @cached_property
     def bank(self) -> list[str]:
         """Sentences that suit the prompt."""
         frames = [frame.format(**vars(self.topic)) for frame in _FRAMES.get(self.kind, ())]
         return [*self.topic.sentences, *frames]
 
-    @property
+    @cached_property
     def ideal(self) -> tuple[bool, ...]:
         """The verdicts of a perfect response: pitfalls are not met."""
         return tuple(criterion.weight > 0 for criterion in self.rubric.criteria)
 
     def verdicts(self, response: str) -> tuple[bool, ...]:
         """What the verifiers say of ``response``, in the rubric's order."""
-        return tuple(
-            bool(verify(criterion.verifier, response, self.prompt))
-            for criterion in self.rubric.criteria
-            if criterion.verifier is not None
-        )
+        return tuple(test(response, self.prompt) for test in self._tests)
+
+    @cached_property
+    def _tests(self) -> list[Callable[[str, str], bool]]:
+        return [prepare(choice.verifier) for choice in self.choices]
 
     def reward(self, response: str) -> float:
         """The response's reward under the rubric, in [0, 1]."""
@@ -222,9 +235,7 @@ def _join(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
     first, second = text.items[at : at + 2]
     if first.endswith("?") or not first[-1:] in ".!":
         return text
-    keep = second.split()[0] in {"I", "Indonesia"}
-    second = second if keep else second[0].lower() + second[1:]
-    joined = f"{first.rstrip('.!')} {random.choice(('and', 'and', 'while', 'but'))} {second}"
+    joined = f"{first.rstrip('.!')} {random.choice(('and', 'and', 'while', 'but'))} {_lowered(second)}"
     return replace(text, items=(*text.items[:at], joined, *text.items[at + 2 :]), cut=0)
 
 
@@ -256,8 +267,7 @@ def _comma(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
     if random.random() < 0.5 and item[-1:] in ".!":
         changed = f"{item[:-1]}, {random.choice(_TAILS)}{item[-1]}"
     else:
-        head = item if item.split()[0] in {"I", "Indonesia"} else item[0].lower() + item[1:]
-        changed = f"{random.choice(_LEAD_INS)}, {head}"
+        changed = f"{random.choice(_LEAD_INS)}, {_lowered(item)}"
     return replace(text, items=(*text.items[:at], changed, *text.items[at + 1 :]))
 
 
@@ -265,10 +275,8 @@ def _with_word(text: Text, bench: Bench, choice: Choice, random: Random) -> Text
     """A sentence with one of the check's words comes in, or takes another's place."""
     words = [str(choice.slots[slot]) for slot in ("word", "first", "second") if slot in choice.slots]
     word = random.choice(words).casefold()
-    plain = [_PLAIN_WORDS[word]] if word in _PLAIN_WORDS else []
-    fitting = [sentence for sentence in [*bench.bank, *plain] if word in words_of(sentence)]
-    if not fitting:
-        return text
+    fitting = [sentence for sentence in bench.bank if word in words_of(sentence)]
+    fitting.append(_PLAIN_WORDS.get(word) or random.choice(_ANY_WORD).format(word=word))
     sentence = random.choice(fitting)
     at = 0 if choice.check == "names_early" else random.randrange(len(text.items))
     kept = text.items[at + 1 :] if random.random() < 0.5 else text.items[at:]
@@ -297,6 +305,19 @@ def _ask(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
     question = random.choice((bench.topic.question, bench.topic.question, *_QUESTIONS))
     kept = text.items[:-1] if random.random() < 0.5 else text.items
     return replace(text, items=(*kept, question), cut=0)
+
+
+def _turn_into_question(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
+    last = text.items[-1]
+    if last[-1:] not in (".", "!"):
+        return text
+    question = f"{random.choice(_ASKING)} {_lowered(last)[:-1]}?"
+    return replace(text, items=(*text.items[:-1], question), cut=0)
+
+
+def _lowered(sentence: str) -> str:
+    """``sentence`` as it stands inside another."""
+    return sentence if sentence.split()[0] in {"I", "Indonesia"} else sentence[0].lower() + sentence[1:]
 
 
 def _unask(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
@@ -366,7 +387,7 @@ _MOVES: dict[str, tuple[tuple[Move, ...], tuple[Move, ...]]] = {
     "sentences_min": ((_add,), (_drop, _join)),
     "short_sentences": ((_swap, _drop), (_join, _comma)),
     "complete": ((_finish, _drop), (_cut,)),
-    "ends_question": ((_ask,), (_unask, _cut, _add)),
+    "ends_question": ((_ask, _turn_into_question), (_unask, _cut, _add)),
     "no_comma": ((_decomma,), (_comma,)),
     "keyword": ((_with_word,), (_drop, _swap)),
     "twice": ((_with_word,), (_drop, _swap)),
@@ -388,8 +409,8 @@ _MOVES: dict[str, tuple[tuple[Move, ...], tuple[Move, ...]]] = {
     "no_you": ((_drop, _swap), (_of_kind(5),)),
     "first_person": ((_of_kind(6),), (_drop, _swap)),
     "no_first_person": ((_drop, _swap), (_of_kind(6),)),
-    "asks": ((_ask,), (_unask,)),
-    "asks_nothing": ((_unask,), (_ask,)),
+    "asks": ((_ask, _turn_into_question), (_unask,)),
+    "asks_nothing": ((_unask,), (_ask, _turn_into_question)),
     "digit": ((_of_kind(4),), (_drop, _swap)),
     "no_digit": ((_drop, _swap), (_of_kind(4),)),
     "short_words": ((_swap, _drop), (_long_words,)),
@@ -443,44 +464,62 @@ def _reach(
     return None
 
 
+def perfect(bench: Bench, samples: Sequence[str], seed: str, used: set[str]) -> str | None:
+    """A response that meets the whole rubric; None if none was found."""
+    return _reach(bench, bench.ideal, lambda random: _compose(bench, samples, random), f"{seed} toward-all", used)
+
+
 def exemplars(bench: Bench, samples: Sequence[str], seed: str) -> list[tuple[str, str]]:
     """(generator, response) of the edited exemplars, all different; each claims what the verifiers confirmed.
 
-    One that meets everything, two that miss one criterion (of different weight where there are such), two
-    samples with one to three criteria repaired, and two good texts with several criteria broken. One that
-    cannot be reached is left out.
+    One that meets everything, two that miss one criterion each (of different weights), two samples with one to
+    three criteria repaired, and two good texts with several criteria broken. One that cannot be reached is left out.
     """
-    random = Random(seed)
     used = set(samples)
-    found: list[tuple[str, str]] = []
     ideal = bench.ideal
+    found = [("edit:toward-all", perfect(bench, samples, seed, used))]
+    found += [("edit:excellent-minus-one", text) for text in _minus_one(bench, samples, seed, used)]
+    for number, sample in enumerate(Random(seed).sample(list(samples), 2)):
+        found.append(("edit:toward-part", _repaired(bench, sample, f"{seed} toward-part {number}", used)))
+    for number, breaks in enumerate(((2, 3), (3, 4))):
+        away = f"{seed} away {number}"
+        text = None
+        for attempt in range(_RESTARTS):
+            random = Random(f"{away} {attempt}")
+            target = _flip(ideal, random.sample(range(len(ideal)), random.randint(*breaks)))
+            text = text or _reach(bench, target, lambda chance: _compose(bench, samples, chance), away, used)
+        found.append(("edit:away", text))
+    return [(generator, text) for generator, text in found if text is not None]
 
-    def compose(chance: Random) -> Text:
-        return _compose(bench, samples, chance)
 
-    def keep(generator: str, target: Sequence[bool], start: Callable[[Random], Text]) -> str | None:
-        text = _reach(bench, target, start, f"{seed} {generator} {len(found)}", used)
-        if text is not None:
-            found.append((f"edit:{generator}", text))
-        return text
-
-    keep("toward-all", ideal, compose)
-    weights: set[float] = set()
-    order = random.sample(range(len(ideal)), len(ideal))
-    for index in order:
+def _minus_one(bench: Bench, samples: Sequence[str], seed: str, used: set[str]) -> list[str]:
+    """Up to two responses that miss one criterion each; the two criteria differ in weight."""
+    found: dict[float, str] = {}
+    for index in Random(f"{seed} minus-one").sample(range(len(bench.ideal)), len(bench.ideal)):
         weight = abs(bench.rubric.criteria[index].weight)
-        if len(weights) < 2 and weight not in weights and keep("excellent-minus-one", _flip(ideal, [index]), compose):
-            weights.add(weight)
-    for sample in random.sample(list(samples), 2):
-        start = parse(sample)
-        before = bench.verdicts(start.render())
-        failing = [i for i in range(len(ideal)) if before[i] != ideal[i]]
-        if failing:
-            repaired = random.sample(failing, min(len(failing), random.randint(1, 3)))
-            keep("toward-part", _flip(before, repaired), lambda _, start=start: start)
-    for broken in (random.randint(2, 3), random.randint(3, 4)):
-        keep("away", _flip(ideal, random.sample(range(len(ideal)), broken)), compose)
-    return found
+        if len(found) == 2 or weight in found:
+            continue
+        target = _flip(bench.ideal, [index])
+        text = _reach(bench, target, lambda random: _compose(bench, samples, random), f"{seed} minus {index}", used)
+        if text is not None:
+            found[weight] = text
+    return list(found.values())
+
+
+def _repaired(bench: Bench, sample: str, seed: str, used: set[str]) -> str | None:
+    """The sample with one to three of its failing criteria repaired and the others as they were."""
+    start = parse(sample)
+    before = bench.verdicts(start.render())
+    failing = [i for i, (met, wanted) in enumerate(zip(before, bench.ideal, strict=True)) if met != wanted]
+    if not failing:
+        return None
+    for attempt in range(_RESTARTS):
+        random = Random(f"{seed} {attempt}")
+        repaired = random.sample(failing, min(len(failing), random.randint(1, 3)))
+        text = _reach(bench, _flip(before, repaired), lambda _: start, f"{seed} {attempt}", used)
+        if text is not None:
+            return text
+    return None
 
 
 def _flip(verdicts: Sequence[bool], indices: Sequence[int]) -> tuple[bool, ...]:

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from rubric_data.builtin.criteria import CHECKS, Choice, choose
-from rubric_data.builtin.edits import Bench, exemplars
+from rubric_data.builtin.edits import Bench, exemplars, perfect
 from rubric_data.builtin.topics import Topic, load_topics
 from rubric_data.records import Rubric, Split
 from rubric_data.verifiers import verify
@@ -222,6 +222,7 @@ _CLASHES: tuple[tuple[set[str], set[str]], ...] = (
     ({"starts_with"}, _LAYOUTS - {"postscript"} | {"names_early", "lowercase", "starts_with"}),
     ({"lowercase"}, {"title", "json", "postscript"}),
     ({"ends_question"}, {"json", "postscript", "asks", "asks_nothing", "quoted"}),
+    ({"ends_question"}, {"complete", "exclaims"}),  # the first says it already; the second fights for the last mark
     ({"asks"}, {"asks_nothing"}),
     ({"exclaims"}, {"no_exclaim"}),
     ({"filler"}, {"no_filler", "starts_with"}),
@@ -244,13 +245,15 @@ def compatible(one: Choice, other: Choice) -> bool:
     pair = (one.check, other.check)
     if any((pair[0] in a and pair[1] in b) or (pair[1] in a and pair[0] in b) for a, b in _CLASHES):
         return False
-    if _words_of(one) & _words_of(other) and not {"names_early", "keyword"} == set(pair):
+    if _words_of(one) & _words_of(other) and set(pair) != {"names_early", "keyword"}:
         return False
     counts = {choice.check: choice.slots.get("n", 0) for choice in (one, other)}
     if set(pair) == {"words_max", "words_min"}:
         return counts["words_min"] + 8 <= counts["words_max"]
     if set(pair) == {"words_min", "sentences_exact"}:
         return counts["words_min"] <= 12 * counts["sentences_exact"]
+    if {*pair} & {"one_paragraph", "short_sentences"} and counts.get("sentences_exact") == 1:
+        return False  # one sentence cannot break its line, and must not be both rich and short
     if set(pair) == {"words_max", "sentences_min"}:
         return counts["words_max"] >= 9 * counts["sentences_min"]
     return True
@@ -268,7 +271,13 @@ class Finished:
     rubric: Rubric
     choices: tuple[Choice, ...]
 
+    @property
+    def bench(self) -> Bench:
+        """What the edits of this prompt work with."""
+        return Bench(self.draft.prompt, self.draft.kind, self.draft.topic, self.rubric, self.choices)
 
+
+_ATTEMPTS = 20
 _COMMON = ("and", "is", "it", "can", "many", "that", "of", "also")
 _AIM = 0.36  # of samples that meet a criterion: exemplars meet more, so that about half of all responses do
 
@@ -279,12 +288,12 @@ def _options(tag: str, draft: Draft, random: Random) -> list[Choice]:
     numbers: dict[str, dict[str, Sequence[int]]] = {
         "length": {"words_max": range(18, 45, 2), "words_min": range(10, 40, 2)},
         "sentences": {
-            "short_sentences": range(8, 25, 2),
+            "short_sentences": range(10, 25, 2),
             "sentences_exact": (1, 2),
             "sentences_max": (2, 3),
             "sentences_min": (2, 3),
         },
-        "style": {"short_words": (7, 8, 9, 10, 11)},
+        "style": {"short_words": (8, 9, 10, 11)},
     }
     plain: dict[str, tuple[str, ...]] = {
         "ending": ("complete",),
@@ -328,17 +337,24 @@ def finish_rubrics(drafts: Sequence[Draft], samples: Mapping[str, Sequence[str]]
     for draft in drafts:
         for choice in draft.stated:
             met[choice.tag].append(share(choice, draft))
-    finished = []
+    finished = {}
+    # in an order without meaning, so that the balance reached late is no matter of topic or split
     for draft in sorted(drafts, key=lambda draft: hashlib.sha256(draft.prompt_id.encode()).digest()):
-        random = Random(f"{SEED} rubric {draft.prompt_id}")
-        chosen = list(draft.stated)
-        size = random.choice((6, 7, 7, 8))
-        while len(chosen) < size:
-            choice = _draw(draft, chosen, met, share, random)
-            met[choice.tag].append(share(choice, draft))
-            chosen.append(choice)
-        finished.append(_finish(draft, chosen, random))
-    return sorted(finished, key=lambda one: [draft.prompt_id for draft in drafts].index(one.draft.prompt_id))
+        for attempt in range(_ATTEMPTS):
+            random = Random(f"{SEED} rubric {draft.prompt_id} {attempt}")
+            chosen = list(draft.stated)
+            tally = {tag: list(shares) for tag, shares in met.items()}
+            size = random.choice((6, 7, 7, 8))
+            while len(chosen) < size:
+                chosen.append(_draw(draft, chosen, tally, share, random))
+                tally[chosen[-1].tag].append(share(chosen[-1], draft))
+            one = _finish(draft, chosen, random)
+            if perfect(one.bench, samples[draft.prompt_id], f"{SEED} edits {draft.prompt_id}", set()) is not None:
+                break
+        else:
+            raise ValueError(f"{draft.prompt_id}: no rubric with a perfect response in {_ATTEMPTS} attempts")
+        finished[draft.prompt_id], met = one, tally
+    return [finished[draft.prompt_id] for draft in drafts]
 
 
 def _draw(
@@ -398,8 +414,7 @@ def build(samples: Mapping[str, Sequence[tuple[str, str]]]) -> Built:
     prompts, responses = [], []
     for one in finish_rubrics(drafts, texts):
         draft = one.draft
-        bench = Bench(draft.prompt, draft.kind, draft.topic, one.rubric, one.choices)
-        edits = exemplars(bench, texts[draft.prompt_id], f"{SEED} edits {draft.prompt_id}")
+        edits = exemplars(one.bench, texts[draft.prompt_id], f"{SEED} edits {draft.prompt_id}")
         prompts.append(
             _line(
                 prompt_id=draft.prompt_id,

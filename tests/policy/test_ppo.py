@@ -1,0 +1,251 @@
+"""The RL stage: two updates end to end on a random model, the row of metrics by hand, and bad input."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from policy import ppo
+from policy.adapter import Rollout
+from policy.config import PolicyConfig
+from policy.evaluate import PolicyEvaluation
+from policy.prompts import RubricPrompt, encode_prompt
+from rm.sampling import Completion
+from rm.scorer import RubricScorer
+from rubric_data.errors import UserError
+from rubric_data.files import write_text
+from rubric_data.io import write_judged
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
+
+RUBRIC = Rubric(
+    criteria=(
+        Criterion(id="commas", text="has no comma", verifier=Verifier(name="ifeval:punctuation:no_comma")),
+        Criterion(id="tone", text="is friendly"),  # nobody can check this one by program
+    )
+)
+PROMPT = RubricPrompt("p", "Say it.", RUBRIC)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four prompts to train on (one of them for validation), two to evaluate."""
+    records = [
+        JudgedResponse(
+            prompt_id=f"p{number}",
+            prompt=f"Name fruit number {number}.",
+            response_id=f"p{number}-r",
+            response="A pear.",
+            rubric=RUBRIC,
+            split=split,
+        )
+        for number, split in enumerate(["train"] * 3 + ["validation"] + ["test"] * 2)
+    ]
+    write_judged(tmp_path / "data.jsonl", records)
+    return str(tmp_path / "data.jsonl")
+
+
+@pytest.fixture
+def config(tmp_path, data, tiny_backbone, monkeypatch):
+    """A run of two updates whose reward model is an untrained one."""
+    untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
+    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
+    return PolicyConfig(
+        reward_model=tiny_backbone,
+        policy=tiny_backbone,
+        data=data,
+        output=str(tmp_path / "run"),
+        steps=2,
+        batch_size=6,  # more than there are prompts
+        micro_batch_size=3,
+        response_length=6,
+        learning_rate=1e-2,
+        critic_layers=1,
+        lora_rank=2,
+        gold_sample=4,
+        eval_samples=2,
+    )
+
+
+def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
+    result = ppo.run_ppo(config)
+    run = tmp_path / "run"
+    found = sorted(path.name for path in run.iterdir())
+    assert found == ["adapter", "config.json", "curves.png", "metrics.jsonl", "result.json", "samples.jsonl"]
+
+    rows = read_lines(run / "metrics.jsonl")
+    assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
+    for row in rows:
+        assert 0 < row["reward/proxy"] < 1
+        assert 0 <= row["reward/gold"] <= 1
+        assert 1 <= row["response_tokens"] <= 6
+        assert row["seconds"] > 0
+    assert rows[0]["value_loss"] > 0
+    assert abs(rows[0]["kl"]) < 1  # the first rollouts are the starting policy's own, but for rounding
+    assert capsys.readouterr().out.count("/2  proxy 0.") == 2
+
+    assert json.loads((run / "result.json").read_text()) == result
+    assert result["prompts_trained"], result["prompts_evaluated"] == (4, 2)
+    gain = result["gold_after"]["value"] - result["gold_before"]["value"]
+    assert result["gold_gain"]["value"] == pytest.approx(gain)
+    samples = read_lines(run / "samples.jsonl")
+    golds = [one["gold"] for line in samples for one in line["before"]]
+    assert [line["prompt_id"] for line in samples] == ["p4", "p5"]
+    assert len(golds) == 4
+    assert np.mean(golds) == pytest.approx(result["gold_before"]["value"])
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_backbone)
+    inputs = tokenizer("Name fruit", return_tensors="pt")
+    before = base(**inputs).logits
+    policy = PeftModel.from_pretrained(base, run / "adapter")
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert (policy(**inputs).logits - before).abs().max() > 1e-3  # it has learnt something
+    assert policy.generate(**inputs, max_new_tokens=3, eos_token_id=None).shape[1] == inputs["input_ids"].shape[1] + 3
+
+    with pytest.raises(UserError, match="holds a run already"):
+        ppo.run_ppo(config)
+
+
+def test_a_row_of_metrics_by_hand():
+    rollouts = [
+        Rollout(PROMPT, "a", 0.25, 4, True),
+        Rollout(PROMPT, "b", math.nan, 6, False),
+        Rollout(PROMPT, "c", 0.75, 2, True),
+        Rollout(PROMPT, "d", 0.5, 6, False),
+    ]
+    logs = {
+        "episode": 8,
+        "objective/kl": 1.5,
+        "objective/entropy": 30.0,
+        "policy/clipfrac_avg": 0.1,
+        "loss/value_avg": 0.2,
+    }
+    row = ppo.step_row(2, logs, rollouts, [0.2, math.nan, 0.4], seconds=3.14159)
+    assert row == {
+        "step": 2,
+        "episode": 8,
+        "reward/proxy": 0.5,
+        "reward/gold": pytest.approx(0.3),
+        "reward/gold_n": 2,
+        "reward/masked": 1,
+        "kl": 1.5,
+        "entropy": 30.0,
+        "response_tokens": 4.5,
+        "finished_share": 0.5,
+        "clip_share": 0.1,
+        "value_loss": 0.2,
+        "seconds": 3.142,
+    }
+    assert ppo.progress_line(row, 14) == (
+        "step   2/14  proxy 0.500  gold 0.300  kl   1.50  tokens   4.5  finished  50%  3.1 s"
+    )
+    assert ppo.step_row(2, logs, rollouts, [math.nan], seconds=1.0)["reward/gold"] is None
+
+
+def test_the_gold_sample_is_the_same_for_a_seed_and_changes_with_the_update():
+    rollouts = [Rollout(PROMPT, str(number), 0.5, 1, True) for number in range(40)]
+    drawn = {
+        (seed, step): [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=seed, step=step)]
+        for seed in (0, 1)
+        for step in (1, 2)
+    }
+    assert all(len(set(texts)) == 8 for texts in drawn.values())
+    assert len({tuple(texts) for texts in drawn.values()}) == 4
+    assert [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=0, step=1)] == drawn[0, 1]
+    assert ppo.sample_rollouts(rollouts, 99, seed=0, step=1) == rollouts
+
+
+def test_few_prompts_are_repeated_until_they_fill_a_batch(tiny_backbone):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    ids = encode_prompt(tokenizer, PROMPT.prompt)
+    assert ppo.prompt_dataset(tokenizer, [PROMPT], 3)["input_ids"] == [ids] * 3
+    assert len(ppo.prompt_dataset(tokenizer, [PROMPT] * 3, 4)) == 6
+    assert len(ppo.prompt_dataset(tokenizer, [PROMPT] * 5, 4)) == 5
+
+
+def test_the_two_evaluations_are_paired_by_prompt():
+    def evaluation(gold):
+        ended = Completion("x", True)
+        gold = np.array(gold)[:, None]
+        return PolicyEvaluation([PROMPT] * 3, [[ended]] * 3, gold, np.zeros((3, 1)), np.full((3, 1), 5))
+
+    found = ppo.compare(evaluation([0.0, 0.5, 0.25]), evaluation([0.25, 0.75, 0.5]), seed=0)
+    assert found["gold_gain"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+    assert found["gold_before"]["value"] == 0.25
+    assert found["proxy_gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["mean_tokens_after"] == 5.0
+
+
+def test_a_trl_without_ppo_is_said_with_the_versions_that_have_it(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl.experimental.ppo", None)
+    with pytest.raises(UserError, match=r"run: pip install 'trl>=1\.8,<1\.13'"):
+        ppo.run_ppo(config)
+    assert not os.path.exists(config.output)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 7}, "batch_size: 7 is no multiple of micro_batch_size 3"),
+        ({"steps": 0}, "steps: must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature: must be positive, got 0.0"),
+        ({"eval_prompts": 0}, "eval_prompts: must be at least 1, got 0"),
+        ({"data": "missing.jsonl"}, "missing.jsonl"),
+        ({"policy": "no/such/model"}, "model 'no/such/model': cannot be loaded"),
+    ],
+)
+def test_bad_values_leave_nothing_behind(config, change, message):
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=message):
+        ppo.run_ppo(config)
+    assert not os.path.exists(config.output)
+
+
+def test_two_rubrics_for_one_prompt_stop_the_run_before_it_starts(config, data):
+    lines = read_lines(data)
+    lines[1]["prompt"] = lines[0]["prompt"]
+    lines[1]["rubric"]["criteria"][0]["text"] = "has commas"
+    write_text(data, "".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="has two rubrics"):
+        ppo.run_ppo(config)
+    assert not os.path.exists(config.output)
+
+
+def test_data_without_test_prompts_is_refused(config, data):
+    lines = read_lines(data)
+    write_text(data, "".join(json.dumps(line) + "\n" for line in lines if line["split"] != "test"))
+    with pytest.raises(UserError, match="has no prompts in split test"):
+        ppo.run_ppo(config)
+
+
+def test_an_output_that_cannot_be_written_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    config.output = str(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="choose"):
+        ppo.run_ppo(config)
+
+
+def test_generation_defaults_of_the_model_do_not_bend_the_policy(config, tiny_backbone, tmp_path):
+    """A model that ships with a repetition penalty or top_k would make PPO's log-probabilities wrong."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_backbone)
+    model.generation_config.repetition_penalty = 5.0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    model.save_pretrained(tmp_path / "bent")
+    tokenizer.save_pretrained(tmp_path / "bent")
+    config.policy, config.steps, config.learning_rate = str(tmp_path / "bent"), 1, 1e-9
+    config.eval_prompts = config.eval_samples = 1
+    config.response_length = 24
+    ppo.run_ppo(config)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert abs(row["kl"]) < 0.5  # with the penalty: tens of nats
