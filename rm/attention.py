@@ -35,7 +35,9 @@ def attention_name(backend: str) -> str:
     return "rubric_tree_" + backend.replace("flash", "fa")
 
 
-def tree_attention(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layout: TreeLayout, scale: float, backend: str) -> Tensor:
+def tree_attention(
+    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layout: TreeLayout, scale: float, backend: str
+) -> Tensor:
     """Attention of packed tokens along their tree, (T, H, D).
 
     G key/value heads, H a multiple of G. ``backend`` as in `BACKENDS`; all give the same result.

@@ -8,22 +8,19 @@ are `rm.metrics`.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from scipy.special import expit
 
 from rm import baselines, metrics, report
 from rm.config import AuditConfig
 from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_json, write_text
-from rubric_data.io import load_data
-from rubric_data.labelling import label
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
-from rubric_data.split import check_leaks, of_split
-from rubric_data.verifiers import VerifierJudge
+from rubric_data.split import of_split
 
 MODEL = "model"  # the calibrated model; differences and breakdowns are of this predictor
 RAW = "model (raw)"  # sigmoid of its logits, before calibration
@@ -42,33 +39,34 @@ Predictions = Mapping[str, Sequence[np.ndarray]]
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Audit a trained model; write audit.json, predictions.jsonl and audit.html; print the summary.
 
-    Raises UserError on leaking splits, a split without verdicts, or a run folder in use.
+    Raises UserError on a share or count out of range, leaking splits, a split without verdicts, a folder that is
+    no model, or a run folder in use.
     """
-    from rm.scorer import RubricScorer  # here, for it brings torch, which the arithmetic does without
+    from rm.data import load_judged  # here, for these bring torch, which the arithmetic does without
+    from rm.scorer import RubricScorer
 
-    records = _load_judged(config.data)
-    # a rubric shared by many prompts is no leak of its own; whether one was trained on is reported
-    check_leaks(records, shared_rubrics=config.data != "builtin")
+    if not 0 < config.tail <= 1:
+        raise UserError(f"tail: must lie in (0, 1], got {config.tail}; 0.25 is each prompt's top quarter")
+    if config.bootstrap < 1:
+        raise UserError(f"bootstrap: must be at least 1, got {config.bootstrap}; 1000 gives steady intervals")
+    records = load_judged(config.data)
     held_out = of_split(records, config.split)
-    train = [record for record in records if record.split == "train"]
-    folder = start_run(config.output, asdict(config))
-
+    _require_verdicts(held_out)
+    train = [record for record in records if record.split == "train" and not np.isnan(record.values()).all()]
     scorer = RubricScorer.from_pretrained(config.model, tokens_per_batch=config.tokens_per_batch)
-    scored = scorer.score(
-        [record.prompt for record in held_out],
-        [record.response for record in held_out],
-        [record.rubric for record in held_out],
-    )
+    folder = start_run(config.output, asdict(config))  # last of what bad input can stop, so that it leaves no folder
+
+    scored = scorer.score_records(held_out, progress=True)
     predictions: dict[str, list[np.ndarray]] = {
-        MODEL: [np.asarray(one.probs, float) for one in scored],
-        RAW: [1 / (1 + np.exp(-np.asarray(one.logits, float))) for one in scored],
+        MODEL: [one.probs for one in scored],
+        RAW: [expit(one.logits) for one in scored],
     }
     if config.zero_shot:
         untrained = RubricScorer.zero_shot(
             scorer.model.base, max_length=scorer.model.max_length, tokens_per_batch=config.tokens_per_batch
         )
         predictions[ZERO_SHOT] = baselines.zero_shot(untrained, held_out)
-    if train:  # a file of held-out responses alone has nothing to fit them on
+    if train:  # else, as with a file of held-out responses alone, there is nothing to fit them on
         predictions |= baselines.fitted_baselines(train, held_out)
 
     trained_on = {record.rubric.id for record in train}
@@ -88,7 +86,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     write_text(folder / "audit.html", report.render(result))
     console = Console()
     console.print(report.summary_table(result))
-    console.print(f"report: {folder / 'audit.html'}", soft_wrap=True)
+    console.print(f"report: {folder / 'audit.html'}", soft_wrap=True, markup=False)
     return result
 
 
@@ -108,11 +106,12 @@ def audit(
 
     Raises UserError if no verdict is left, ValueError on predictions that do not fit the records.
     """
+    if MODEL not in predictions:
+        raise ValueError(f"predictions: {MODEL!r} is missing among {', '.join(map(repr, predictions)) or 'none'}")
     for name, values in predictions.items():
         _check_predictions(name, values, records)
+    _require_verdicts(records)
     table = _Table.of(records)
-    if not len(table.gold_N):
-        raise UserError("audit: these responses carry no verdicts; run `rubric-rm judge` on them first")
     counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
     judged = {name: _Predicted.of(values, records, table) for name, values in predictions.items()}
     model = judged[MODEL]
@@ -186,11 +185,9 @@ def prediction_lines(records: Sequence[JudgedResponse], predictions: Predictions
     return "".join(lines)
 
 
-def _load_judged(name: str) -> list[JudgedResponse]:
-    records = load_data(name)
-    if name == "builtin" and not any(record.verdicts for record in records):
-        records, _ = label(records, VerifierJudge())
-    return records
+def _require_verdicts(records: Sequence[JudgedResponse]) -> None:
+    if all(np.isnan(record.values()).all() for record in records):
+        raise UserError("audit: none of the responses has a verdict that is not masked; judge them first")
 
 
 def _check_predictions(name: str, values: Sequence[np.ndarray], records: Sequence[JudgedResponse]) -> None:
@@ -306,9 +303,7 @@ def _compared(
 
 def _reliability(table: _Table, one: _Predicted) -> list[dict[str, Any]]:
     curve = metrics.reliability_curve(table.gold_N, one.prob_N, RELIABILITY_BINS)
-    return [
-        {"count": p.count, "predicted": _number(p.predicted), "judged": _number(p.judged)} for p in curve
-    ]
+    return [{"count": p.count, "predicted": _number(p.predicted), "judged": _number(p.judged)} for p in curve]
 
 
 def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[dict[str, Any]]:

@@ -91,9 +91,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(
-    name: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None
-) -> PreTrainedModel:
+def load_causal_lm(name: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None) -> PreTrainedModel:
     """The causal language model ``name`` in ``dtype``, on CPU, in eval mode. Raises UserError if not found."""
     return _load(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention).eval()
 

@@ -80,12 +80,7 @@ def lexical_overlap(train: Sequence[JudgedResponse], records: Sequence[JudgedRes
 
 def zero_shot(scorer: "RubricScorer", records: Sequence[JudgedResponse]) -> Predictions:
     """What ``scorer``, an untrained backbone (`RubricScorer.zero_shot`), answers."""
-    scored = scorer.score(
-        [record.prompt for record in records],
-        [record.response for record in records],
-        [record.rubric for record in records],
-    )
-    return [np.asarray(one.probs, float) for one in scored]
+    return [one.probs for one in scorer.score_records(records, progress=True)]
 
 
 FITTED: dict[str, Callable[[Sequence[JudgedResponse], Sequence[JudgedResponse]], Predictions]] = {

@@ -98,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         built = build(samples)
         if options.check:
             changed = differing(built)
-            print(f"differs from the recipe: {', '.join(changed)}" if changed else "the files are what the recipe gives")
+            print(
+                f"differs from the recipe: {', '.join(changed)}" if changed else "the files are what the recipe gives"
+            )
             return 1 if changed else 0
         for name, text in _files(built).items():
             write_text(FOLDER / name, text)

@@ -31,9 +31,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
 
-    def encode(
-        self, prompt: str, responses: Sequence[str], criteria: Sequence[Sequence[Criterion]]
-    ) -> Encoded:
+    def encode(self, prompt: str, responses: Sequence[str], criteria: Sequence[Sequence[Criterion]]) -> Encoded:
         """One prompt, R responses, and the criteria asked of each (R lists).
 
         A criterion is never cut. A prompt may take half of what the longest criterion leaves and loses its

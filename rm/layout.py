@@ -39,9 +39,7 @@ class Tree:
     @property
     def length(self) -> int:
         """Packed tokens: P + sum over responses of (R + sum of C)."""
-        return len(self.tokens) + sum(
-            len(branch.tokens) + sum(map(len, branch.criteria)) for branch in self.branches
-        )
+        return len(self.tokens) + sum(len(branch.tokens) + sum(map(len, branch.criteria)) for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,7 @@ class TreeLayout:
         if self.segment.device == torch.device(device):
             return self
         causal = tuple(CausalGroup(group.index.to(device), group.valid.to(device)) for group in self.causal)
-        return TreeLayout(
-            self.segment.to(device), self.parent.to(device), self.answers.to(device), causal, self.cross
-        )
+        return TreeLayout(self.segment.to(device), self.parent.to(device), self.answers.to(device), causal, self.cross)
 
     def mask(self) -> Tensor:
         """Dense (T, T) bool: True where the row's token may look at the column's. For tests and small inputs."""
@@ -141,9 +137,7 @@ def pack(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, TreeLayout]:
                 answers.append(len(ids) - 1)
             see(leaf_parent)
         see(root)
-    segment = torch.repeat_interleave(
-        torch.arange(len(bounds)), torch.tensor([stop - start for start, stop in bounds])
-    )
+    segment = torch.repeat_interleave(torch.arange(len(bounds)), torch.tensor([stop - start for start, stop in bounds]))
     layout = TreeLayout(segment, torch.tensor(parents), torch.tensor(answers), _causal_groups(bounds), tuple(cross))
     return torch.tensor([ids]), torch.tensor([positions]), layout
 

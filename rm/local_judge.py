@@ -50,13 +50,16 @@ class LocalJudge:
             for index, logprobs in zip(batch, self._first_token([ids[index] for index in batch]), strict=True):
                 verdicts[index] = self._verdict(asked[index][1], logprobs)
         answers = iter(
-            verdict or Verdict(criterion_id=criterion.id, masked="too_long: exceeds the judge's window", judge=self.name)
+            verdict
+            or Verdict(criterion_id=criterion.id, masked="too_long: exceeds the judge's window", judge=self.name)
             for verdict, (_, criterion) in zip(verdicts, asked, strict=True)
         )
         return [tuple(next(answers) for _ in request.criteria) for request in requests]
 
     def _question(self, request: JudgeRequest, criterion: Criterion) -> list[int]:
-        levels = "\n".join(f"{number}. {level.label} {level.anchor}" for number, level in enumerate(criterion.levels, 1))
+        levels = "\n".join(
+            f"{number}. {level.label} {level.anchor}" for number, level in enumerate(criterion.levels, 1)
+        )
         text = (_LEVELS if levels else _QUESTION).format(
             prompt=request.prompt, response=request.response, criterion=criterion.text, levels=levels
         )

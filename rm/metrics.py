@@ -252,9 +252,7 @@ def pair_accuracy(
     return mean(credit[counted], prompt_B[pairs.first_M[counted]], prompts)
 
 
-def prediction_ties(
-    gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs
-) -> Ratio:
+def prediction_ties(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs) -> Ratio:
     """Share of the pairs the judge orders that the prediction ties on."""
     ordered = _orders(gold_B, pairs) != 0
     return mean((_orders(proxy_B, pairs) == 0)[ordered], prompt_B[pairs.first_M[ordered]], prompts)

@@ -131,7 +131,9 @@ class RubricRewardModel(nn.Module):
         try:
             description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
-            raise UserError(f"{folder}: is no reward model (no {_DESCRIPTION}); give the model/ folder of a training run") from None
+            raise UserError(
+                f"{folder}: is no reward model (no {_DESCRIPTION}); give the model/ folder of a training run"
+            ) from None
         if description["template"] != template.template_hash():
             raise UserError(f"{folder}: was trained with another prompt template; retrain it with this version")
         max_length, base = description["max_length"], description["base"]

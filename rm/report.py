@@ -61,7 +61,7 @@ def render(result: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "percent": _percent, "signed": _signed, "clip": _clip, "share": _share}
+    environment.filters |= {"number": _number, "percent": _percent, "signed": _signed, "clip": _clip, "bar": _bar}
     predictors = result["predictors"]
     return environment.get_template("audit.html.jinja").render(
         audit=result,
@@ -69,8 +69,12 @@ def render(result: dict[str, Any]) -> str:
         best=_strongest_baseline(predictors),
         headlines=[(title, _get(predictors[_MODEL], kind, key), hint) for title, kind, key, hint in _HEADLINES],
         plots={
-            "auroc": _svg("auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), height=2.6),
-            "tail": _svg("tail", lambda ax: _draw_forest(ax, predictors, "reward", "tail_pair_accuracy"), height=2.6),
+            "auroc": _svg(
+                "auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), width=4.8, height=2.6
+            ),
+            "tail": _svg(
+                "tail", lambda ax: _draw_forest(ax, predictors, "reward", "tail_pair_accuracy"), width=4.8, height=2.6
+            ),
             "reliability": _svg("reliability", lambda ax: _draw_reliability(ax, predictors)),
             "rewards": _svg("rewards", lambda ax: _draw_rewards(ax, predictors)),
             "pairs": _svg("pairs", lambda ax: _draw_pairs(ax, predictors[_MODEL]["reward"]["by_quantile"])),
@@ -79,7 +83,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def summary_table(result: dict[str, Any]) -> Table:
-    """The headline numbers of every predictor, for a terminal of 80 columns or more."""
+    """The headline numbers of every predictor, for a terminal of 80 columns."""
     title = f"{result['prompts']} prompts, {result['responses']} responses, {result['verdicts']} verdicts"
     if result["masked"]:
         title += f" ({result['masked']} masked)"
@@ -91,7 +95,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     for name, one in result["predictors"].items():
         table.add_row(
             Text(name, style="bold" if name == _MODEL else ""),
-            Text(_with_interval(one["criterion"]["accuracy"])),
+            Text(_short(one["criterion"]["accuracy"]["value"], 3)),
             Text(_with_interval(one["criterion"]["auroc"])),
             Text(_short(one["criterion"]["brier"]["value"], 3)),
             Text(_short(one["reward"]["spearman"]["value"], 3)),
@@ -119,10 +123,10 @@ def _strongest_baseline(predictors: dict[str, Any]) -> tuple[str, dict[str, Any]
 # --- plots -----------------------------------------------------------------------------------------------------------
 
 
-def _svg(name: str, draw: Callable[[Axes], None], *, height: float = 3.4) -> Markup:
-    """What ``draw`` draws, as inline SVG: scales with the page, takes its ink from the text colour."""
+def _svg(name: str, draw: Callable[[Axes], None], *, width: float = 3.7, height: float = 3.3) -> Markup:
+    """What ``draw`` draws, as inline SVG: scales with the page, takes its ink from the text colour. Size in inches."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.8, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -132,7 +136,7 @@ def _svg(name: str, draw: Callable[[Axes], None], *, height: float = 3.4) -> Mar
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # ids must be unique on the page, and every plot has its own figure_1
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return Markup(svg)  # noqa: S704 - matplotlib escapes its text
+    return Markup(svg)
 
 
 def _draw_forest(ax: Axes, predictors: dict[str, Any], kind: str, key: str) -> None:
@@ -179,10 +183,14 @@ def _draw_rewards(ax: Axes, predictors: dict[str, Any]) -> None:
 
 def _draw_pairs(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
     ax.axhline(0.5, color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
-    defined = [(place, row["pair_accuracy"]) for place, row in enumerate(rows) if row["pair_accuracy"]["value"] is not None]
-    _with_bars(ax, np.array([place for place, _ in defined]), [one for _, one in defined], _BLUE, "o", _MODEL, line=False)
+    defined = [
+        (place, row["pair_accuracy"]) for place, row in enumerate(rows) if row["pair_accuracy"]["value"] is not None
+    ]
+    _with_bars(
+        ax, np.array([place for place, _ in defined]), [one for _, one in defined], _BLUE, "o", _MODEL, line=False
+    )
     for place, row in enumerate(rows):
-        ax.annotate(f"{row['pairs']} pairs", (place, 0.02), ha="center", va="bottom", fontsize=8, color=_GREY)
+        ax.annotate(f"{row['pairs']} pairs", (place, 0.02), ha="center", va="bottom", fontsize=7, color=_GREY)
     _bin_axis(ax, rows)
     ax.set(ylabel="pair accuracy", ylim=(0, 1.03))
 
@@ -194,7 +202,9 @@ def _with_bars(
         if one["low"] is not None:
             ax.plot([place, place], [one["low"], one["high"]], color=colour, linewidth=1.4, alpha=0.6)
     style = "-" if line else "none"
-    ax.plot(x, [one["value"] for one in estimates], color=colour, marker=marker, markersize=5, linestyle=style, label=name)
+    ax.plot(
+        x, [one["value"] for one in estimates], color=colour, marker=marker, markersize=5, linestyle=style, label=name
+    )
 
 
 def _bin_axis(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -202,7 +212,7 @@ def _bin_axis(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
         low, high = _short(row["low"], 2), _short(row["high"], 2)
         return low if low == high else f"{low}–{high}"
 
-    ax.set_xticks(range(len(rows)), [span(row) for row in rows], fontsize=9)
+    ax.set_xticks(range(len(rows)), [span(row) for row in rows], fontsize=8)
     ax.set(xlabel="reward given by the judge", xlim=(-0.5, len(rows) - 0.5))
 
 
@@ -214,7 +224,7 @@ def _diagonal(ax: Axes) -> None:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return _UNDEFINED if value is None else f"{value:.{digits}f}"
+    return _UNDEFINED if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def _signed(value: float | None, digits: int = 3) -> str:
@@ -222,12 +232,12 @@ def _signed(value: float | None, digits: int = 3) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return _UNDEFINED if value is None else f"{value:.1%}"
+    return _UNDEFINED if value is None else f"{100 * value:.3g}%"
 
 
-def _share(value: float | None, low: float = 0.0) -> float:
-    """Where ``value`` lies between ``low`` and 1, in per cent, for the length of a bar."""
-    return 0.0 if value is None else round(100 * min(max((value - low) / (1 - low), 0), 1), 1)
+def _bar(value: float | None) -> float:
+    """Length of an AUROC's bar in per cent: none at chance, full at 1."""
+    return 0.0 if value is None else round(100 * max(2 * value - 1, 0), 1)
 
 
 def _clip(text: str) -> str:

@@ -56,9 +56,7 @@ def sample(
         raise ValueError("sample: the tokenizer needs a pad token other than its end token; set tokenizer.pad_token")
     encoded = tokenizer([render_chat(tokenizer, prompt) for prompt in prompts], add_special_tokens=False)["input_ids"]
     seeds = _row_seeds(prompts, samples, seed)
-    rows = sorted(
-        ((i, s) for i in range(len(prompts)) for s in range(samples)), key=lambda row: -len(encoded[row[0]])
-    )
+    rows = sorted(((i, s) for i in range(len(prompts)) for s in range(samples)), key=lambda row: -len(encoded[row[0]]))
     found: dict[tuple[int, int], Completion] = {}
     was_training = model.training
     model.eval()

@@ -6,7 +6,6 @@ Several processes: `torchrun --nproc_per_node 2 -m policy.cli train ...` (accele
 import dataclasses
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,26 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
 
 from rm.backbone import load_tokenizer
 from rm.config import TrainConfig
-from rm.data import MASKED, TokenBudgetSampler, TrainingTree, budget_batches, build_trees, collate, collator, load_judged
+from rm.data import (
+    MASKED,
+    TokenBudgetSampler,
+    TrainingTree,
+    budget_batches,
+    build_trees,
+    collate,
+    collator,
+    load_judged,
+)
 from rm.encoding import Encoder
 from rm.loss import distillation_loss, predicted_rewards, verdict_loss
 from rm.metrics import accuracy, auroc, brier, value
 from rm.model import RubricRewardModel
 from rubric_data.files import start_run, write_json
-from rubric_data.split import of_split
+from rubric_data.split import SPLITS, of_split
 
 MODEL_FOLDER = "model"
 _CHECKPOINTS = "checkpoints"
@@ -93,6 +101,19 @@ class DistillationTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
+class _Progress(ProgressCallback):
+    """One bar with the last loss; a line for each validation instead of one for each step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None or not logs:
+            return
+        if "eval_loss" in logs:
+            shown = "  ".join(f"{name[5:]} {logs[name]:.3f}" for name in logs if name.startswith("eval_"))
+            self.training_bar.write(f"step {state.global_step:>4}  validation: {shown}")
+        elif "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+
 @torch.no_grad()
 def evaluate_trees(
     model: RubricRewardModel, trees: list[TrainingTree], tokens_per_batch: int, device: torch.device | str = "cpu"
@@ -140,7 +161,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def training_arguments(config: TrainConfig, folder: Path, trees: int) -> TrainingArguments:
+def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     """Our configuration in transformers' words."""
     return TrainingArguments(
         output_dir=str(folder / _CHECKPOINTS),
@@ -151,11 +172,11 @@ def training_arguments(config: TrainConfig, folder: Path, trees: int) -> Trainin
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
         gradient_accumulation_steps=config.gradient_accumulation,
-        eval_strategy="steps" if trees else "no",
+        eval_strategy="steps",
         eval_steps=config.eval_steps,
         save_steps=config.eval_steps,
         save_total_limit=2,
-        load_best_model_at_end=bool(trees),
+        load_best_model_at_end=True,
         metric_for_best_model="loss",
         greater_is_better=False,
         logging_steps=config.logging_steps,
@@ -188,37 +209,41 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     """Train as ``config`` says; returns what train.json holds. Raises UserError on bad input."""
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(config.output)
-    if state.is_main_process:
-        start_run(folder, dataclasses.asdict(config), resume=config.resume)
-    state.wait_for_everyone()
     set_seed(config.seed)
     records = load_judged(config.data)
     encoder = Encoder(load_tokenizer(config.model), config.max_length)
-    build = {"responses_per_tree": config.responses_per_tree, "seed": config.seed}
-    train_trees = build_trees(of_split(records, "train"), encoder, **build)
-    eval_trees = build_trees(of_split(records, "validation"), encoder, **build)[: config.eval_trees]
-    callbacks = [EarlyStoppingCallback(config.patience)] if eval_trees else []
+    train_trees, eval_trees = (
+        build_trees(of_split(records, split), encoder, responses_per_tree=config.responses_per_tree, seed=config.seed)
+        for split in SPLITS[:2]
+    )
+    eval_trees = eval_trees[: config.eval_trees]
+    model = build_model(config)
+    if state.is_main_process:  # last of what bad input can stop
+        start_run(folder, dataclasses.asdict(config), resume=config.resume)
+    state.wait_for_everyone()
     trainer = DistillationTrainer(
         config,
-        build_model(config),
-        training_arguments(config, folder, len(eval_trees)),
+        model,
+        training_arguments(config, folder),
         train_dataset=train_trees,
         eval_dataset=eval_trees,
-        callbacks=callbacks,
+        callbacks=[EarlyStoppingCallback(config.patience)],
     )
+    trainer.pop_callback(ProgressCallback)
+    trainer.add_callback(_Progress)
     checkpoint = last_checkpoint(folder / _CHECKPOINTS) if config.resume else None
     started = time.perf_counter()
-    before = evaluate_trees(trainer.model.to(trainer.args.device), eval_trees, config.tokens_per_batch, trainer.args.device)
+    device = trainer.args.device
+    before = evaluate_trees(trainer.model.to(device), eval_trees, config.tokens_per_batch, device)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = evaluate_trees(trainer.model, eval_trees, config.tokens_per_batch, trainer.args.device)
-    tokens = sum(tree.tree.length for tree in train_trees)
+    after = evaluate_trees(trainer.model, eval_trees, config.tokens_per_batch, device)
     report = {
         "steps": result.global_step,
         "processes": trainer.accelerator.num_processes,
         "seconds": round(time.perf_counter() - started, 1),
         "train_verdicts": sum(not math.isnan(value) for tree in train_trees for value in tree.values),
         "train_trees": len(train_trees),
-        "tokens_per_epoch": tokens,
+        "tokens_per_epoch": sum(tree.tree.length for tree in train_trees),
         "tokens_cut": sum(tree.cut for tree in train_trees),
         "validation_before": before,
         "validation_after": after,

@@ -114,10 +114,10 @@ def _check(function: Callable[..., bool]) -> Callable[..., bool]:
 
 
 @_check
-def words(text: str, _: str, *, min: Count = 1, max: Count | None = None) -> bool:
-    """Between ``min`` and ``max`` words. The library's own count gives the same in 300 times as long."""
+def words(text: str, _: str, *, min: Count | None = None, max: Count | None = None) -> bool:
+    """Between ``min`` and ``max`` words, both included; the library's own check takes one bound only."""
     count = len(words_of(text))
-    return min <= count and (max is None or count <= max)
+    return (min is None or min <= count) and (max is None or count <= max)
 
 
 @_check
@@ -381,9 +381,7 @@ class VerifierJudge:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[tuple[Verdict, ...]]:
         """One tuple of verdicts for each request. Raises UserError if a verifier is unknown or misused."""
-        return [
-            tuple(self._answer(criterion, request) for criterion in request.criteria) for request in requests
-        ]
+        return [tuple(self._answer(criterion, request) for criterion in request.criteria) for request in requests]
 
     def _answer(self, criterion: Criterion, request: JudgeRequest) -> Verdict:
         if criterion.verifier is None:

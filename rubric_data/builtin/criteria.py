@@ -3,6 +3,7 @@
 Owns the words; which checks make up a rubric is `rubric_data.builtin.recipe`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -43,7 +44,7 @@ class Choice:
             id=f"c{number}",
             text=random.choice(check.wordings).format(**self.slots),
             weight=-weight if check.pitfall else weight,
-            veto=veto and not check.pitfall,
+            veto=veto,
             tags=(check.tag,),
             verifier=self.verifier,
         )
@@ -390,7 +391,7 @@ def _words(*words: str) -> list[str]:
 
 def choose(check: str, **slots: Any) -> Choice:
     """The check with its slots filled and its verifier named. Raises KeyError on an unknown check."""
-    builders = {
+    builders: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
         "words_max": lambda n: ("words", {"max": n}),
         "words_min": lambda n: ("words", {"min": n}),
         "sentences_exact": lambda n: ("sentences", {"min": n, "max": n}),

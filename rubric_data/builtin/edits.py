@@ -103,10 +103,35 @@ _ASKING = (
     "Is it true that",
     "Why do people say that",
 )
+_IMPERATIVES = frozenset({"Ask", "Check", "Find", "Picture", "Read", "See", "Set", "Start", "Take", "Think", "Write"})
+_PROPER = frozenset({"I", "Indonesia"})  # keep their capital inside a sentence
+# what nearly every response meets if left alone, so that exemplars break it more often
+_OFTEN_MET = frozenset(
+    {
+        "complete",
+        "words_max",
+        "no_filler",
+        "filler",
+        "one_paragraph",
+        "asks_nothing",
+        "no_exclaim",
+        "no_you",
+        "no_digit",
+        "no_first_person",
+        "no_repeat",
+    }
+)
 _LEAD_INS = ("In fact", "In short", "As a rule", "Most of all", "By the way", "In the end", "For example", "Today")
 _TAILS = ("of course", "it seems", "as we know", "they say", "after all", "in most cases")
 _OPENERS = ("Sure!", "Certainly!", "Of course!", "Well,", "Absolutely!", "Sure,", "Great!", "Okay,", "Thanks!")
-_TITLES = ("{Name}", "About {Name}", "A Note on {Name}", "The World of {Name}", "A Small Secret", "Things Worth Knowing")
+_TITLES = (
+    "{Name}",
+    "About {Name}",
+    "A Note on {Name}",
+    "The World of {Name}",
+    "A Small Secret",
+    "Things Worth Knowing",
+)
 
 
 @dataclass(frozen=True)
@@ -131,8 +156,10 @@ class Text:
             body = "\n".join(f"{number}. {item}" for number, item in enumerate(self.items, start=1))
         else:
             body = self.layout.join(self.items)
-        if self.opener:
-            body = f"{self.opener} {body}" if self.layout == " " else f"{self.opener}\n{body}"
+        if self.opener and self.layout in (" ", "\n"):
+            body = f"{self.opener} {_lowered(body) if self.opener.endswith(',') else body}"
+        elif self.opener:
+            body = f"{self.opener}\n{body}"
         if self.cut:
             body = _break_off(body, self.cut)
         if self.quoted:
@@ -193,7 +220,7 @@ class Bench:
 
     def reward(self, response: str) -> float:
         """The response's reward under the rubric, in [0, 1]."""
-        return rubric_reward(self.rubric, [float(met) for met in self.verdicts(response)])
+        return _reward(self, self.verdicts(response))
 
 
 Move = Callable[[Text, Bench, Choice, Random], Text]
@@ -233,7 +260,7 @@ def _join(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
         return text
     at = random.randrange(len(text.items) - 1)
     first, second = text.items[at : at + 2]
-    if first.endswith("?") or not first[-1:] in ".!":
+    if first[-1:] not in (".", "!") or second.endswith("?"):
         return text
     joined = f"{first.rstrip('.!')} {random.choice(('and', 'and', 'while', 'but'))} {_lowered(second)}"
     return replace(text, items=(*text.items[:at], joined, *text.items[at + 2 :]), cut=0)
@@ -256,9 +283,7 @@ def _cut(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
 
 def _decomma(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
     items = tuple(item.replace(",", "") for item in text.items)
-    return replace(
-        text, items=items, opener=text.opener.replace(",", "!"), postscript=text.postscript.replace(",", "")
-    )
+    return replace(text, items=items, opener=text.opener.replace(",", "!"), postscript=text.postscript.replace(",", ""))
 
 
 def _comma(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
@@ -309,7 +334,7 @@ def _ask(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
 
 def _turn_into_question(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
     last = text.items[-1]
-    if last[-1:] not in (".", "!"):
+    if last[-1:] not in (".", "!") or last.split()[0] in _IMPERATIVES:
         return text
     question = f"{random.choice(_ASKING)} {_lowered(last)[:-1]}?"
     return replace(text, items=(*text.items[:-1], question), cut=0)
@@ -317,7 +342,7 @@ def _turn_into_question(text: Text, bench: Bench, _: Choice, random: Random) -> 
 
 def _lowered(sentence: str) -> str:
     """``sentence`` as it stands inside another."""
-    return sentence if sentence.split()[0] in {"I", "Indonesia"} else sentence[0].lower() + sentence[1:]
+    return sentence if sentence.split()[0] in _PROPER else sentence[0].lower() + sentence[1:]
 
 
 def _unask(text: Text, bench: Bench, _: Choice, random: Random) -> Text:
@@ -472,23 +497,18 @@ def perfect(bench: Bench, samples: Sequence[str], seed: str, used: set[str]) -> 
 def exemplars(bench: Bench, samples: Sequence[str], seed: str) -> list[tuple[str, str]]:
     """(generator, response) of the edited exemplars, all different; each claims what the verifiers confirmed.
 
-    One that meets everything, two that miss one criterion each (of different weights), two samples with one to
-    three criteria repaired, and two good texts with several criteria broken. One that cannot be reached is left out.
+    One that meets everything, two that miss one criterion each (of different weights), two samples with some
+    criteria repaired, and two good texts with several criteria broken. One that cannot be reached is left out.
     """
     used = set(samples)
-    ideal = bench.ideal
     found = [("edit:toward-all", perfect(bench, samples, seed, used))]
     found += [("edit:excellent-minus-one", text) for text in _minus_one(bench, samples, seed, used)]
+    # a reward that an excellent one has already would only make a tie among the best
+    rewards = {bench.reward(text) for _, text in found if text is not None}
     for number, sample in enumerate(Random(seed).sample(list(samples), 2)):
-        found.append(("edit:toward-part", _repaired(bench, sample, f"{seed} toward-part {number}", used)))
-    for number, breaks in enumerate(((2, 3), (3, 4))):
-        away = f"{seed} away {number}"
-        text = None
-        for attempt in range(_RESTARTS):
-            random = Random(f"{away} {attempt}")
-            target = _flip(ideal, random.sample(range(len(ideal)), random.randint(*breaks)))
-            text = text or _reach(bench, target, lambda chance: _compose(bench, samples, chance), away, used)
-        found.append(("edit:away", text))
+        found.append(("edit:toward-part", _repaired(bench, sample, f"{seed} toward-part {number}", used, rewards)))
+    for number, breaks in enumerate(((2, 3), (3, 5))):
+        found.append(("edit:away", _spoilt(bench, samples, breaks, f"{seed} away {number}", used, rewards)))
     return [(generator, text) for generator, text in found if text is not None]
 
 
@@ -506,17 +526,43 @@ def _minus_one(bench: Bench, samples: Sequence[str], seed: str, used: set[str]) 
     return list(found.values())
 
 
-def _repaired(bench: Bench, sample: str, seed: str, used: set[str]) -> str | None:
-    """The sample with one to three of its failing criteria repaired and the others as they were."""
+def _spoilt(
+    bench: Bench, samples: Sequence[str], breaks: tuple[int, int], seed: str, used: set[str], rewards: set[float]
+) -> str | None:
+    """A response that misses ``breaks`` (least, most) criteria; its reward is not one of ``rewards``."""
+    for attempt in range(_RESTARTS):
+        random = Random(f"{seed} {attempt}")
+        target = _flip(bench.ideal, _broken(bench, random.randint(*breaks), random))
+        if _reward(bench, target) in rewards:
+            continue
+        text = _reach(bench, target, lambda chance: _compose(bench, samples, chance), f"{seed} {attempt}", used)
+        if text is not None:
+            return text
+    return None
+
+
+def _reward(bench: Bench, verdicts: Sequence[bool]) -> float:
+    return rubric_reward(bench.rubric, [float(met) for met in verdicts])
+
+
+def _broken(bench: Bench, count: int, random: Random) -> list[int]:
+    """``count`` criteria to break, those that most responses meet rather than others."""
+    keys = [random.random() ** (1 / 4 if choice.check in _OFTEN_MET else 1) for choice in bench.choices]
+    return sorted(range(len(keys)), key=lambda i: -keys[i])[:count]
+
+
+def _repaired(bench: Bench, sample: str, seed: str, used: set[str], rewards: set[float]) -> str | None:
+    """The sample with one to three of its failing criteria repaired, never all, and the others as they were."""
     start = parse(sample)
     before = bench.verdicts(start.render())
     failing = [i for i, (met, wanted) in enumerate(zip(before, bench.ideal, strict=True)) if met != wanted]
-    if not failing:
-        return None
-    for attempt in range(_RESTARTS):
+    for attempt in range(_RESTARTS if len(failing) > 1 else 0):
         random = Random(f"{seed} {attempt}")
-        repaired = random.sample(failing, min(len(failing), random.randint(1, 3)))
-        text = _reach(bench, _flip(before, repaired), lambda _: start, f"{seed} {attempt}", used)
+        repaired = random.sample(failing, min(len(failing) - 1, random.randint(1, 3)))
+        target = _flip(before, repaired)
+        if _reward(bench, target) in rewards:
+            continue
+        text = _reach(bench, target, lambda _: start, f"{seed} {attempt}", used)
         if text is not None:
             return text
     return None

@@ -8,7 +8,7 @@ same words give the same data.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -118,7 +118,13 @@ KINDS: dict[str, Kind] = {
     "story": Kind(
         ("Tell a tiny story about {hero}.", "Write a very short tale of {hero}.", "Make up a story about {hero}."),
         (
-            [_fixed("title"), _fixed("title"), _word("starts_with", "Once", "One", "Long"), _fixed("first_person"), _fixed("exclaims")],
+            [
+                _fixed("title"),
+                _fixed("title"),
+                _word("starts_with", "Once", "One", "Long"),
+                _fixed("first_person"),
+                _fixed("exclaims"),
+            ],
             _SHORT,
             [*_TOPICAL, _fixed("no_comma")],
         ),
@@ -133,7 +139,11 @@ KINDS: dict[str, Kind] = {
     ),
     "compare": Kind(
         ("Compare {name} and {other}.", "How do {name} and {other} differ?", "Set {name} against {other}."),
-        ([_word("keyword", "while", "but", "both"), _both_names], _SHORT, [_fixed("no_comma"), _fixed("ends_question")]),
+        (
+            [_word("keyword", "while", "but", "both"), _both_names],
+            _SHORT,
+            [_fixed("no_comma"), _fixed("ends_question")],
+        ),
     ),
     "format": Kind(
         ("{ask}", "{ask} I need a formatted answer.", "Answer me this: {ask}"),
@@ -278,8 +288,23 @@ class Finished:
 
 
 _ATTEMPTS = 20
+# what any policy can learn to do, whatever the prompt; every rubric holds some
+_LEARNABLE = frozenset(
+    {
+        "complete",
+        "ends_question",
+        "words_max",
+        "no_comma",
+        "sentences_exact",
+        "sentences_max",
+        "short_sentences",
+        "one_paragraph",
+        "short_words",
+    }
+)
+_LEARNABLE_COUNT = 3
 _COMMON = ("and", "is", "it", "can", "many", "that", "of", "also")
-_AIM = 0.36  # of samples that meet a criterion: exemplars meet more, so that about half of all responses do
+_AIM = 0.40  # of samples that meet a criterion: exemplars meet more, so that about half of all responses do
 
 
 def _options(tag: str, draft: Draft, random: Random) -> list[Choice]:
@@ -330,6 +355,7 @@ def finish_rubrics(drafts: Sequence[Draft], samples: Mapping[str, Sequence[str]]
     met: dict[str, list[float]] = {tag: [] for tag in sorted({check.tag for check in CHECKS.values()})}
 
     def share(choice: Choice, draft: Draft) -> float:
+        # how many of the samples do well by the check: a pitfall counts where it is avoided
         texts = samples[draft.prompt_id]
         passed = sum(verify(choice.verifier, text, draft.prompt) for text in texts) / len(texts)
         return 1 - passed if CHECKS[choice.check].pitfall else passed
@@ -346,9 +372,11 @@ def finish_rubrics(drafts: Sequence[Draft], samples: Mapping[str, Sequence[str]]
             tally = {tag: list(shares) for tag, shares in met.items()}
             size = random.choice((6, 7, 7, 8))
             while len(chosen) < size:
-                chosen.append(_draw(draft, chosen, tally, share, random))
+                lacking = _LEARNABLE_COUNT - sum(choice.check in _LEARNABLE for choice in chosen)
+                is_due = lacking >= size - len(chosen)
+                chosen.append(_draw(draft, chosen, tally, share, random, _LEARNABLE if is_due else CHECKS))
                 tally[chosen[-1].tag].append(share(chosen[-1], draft))
-            one = _finish(draft, chosen, random)
+            one = _finish(draft, chosen, [share(choice, draft) for choice in chosen], random)
             if perfect(one.bench, samples[draft.prompt_id], f"{SEED} edits {draft.prompt_id}", set()) is not None:
                 break
         else:
@@ -363,8 +391,9 @@ def _draw(
     met: Mapping[str, Sequence[float]],
     share: Callable[[Choice, Draft], float],
     random: Random,
+    allowed: Container[str],
 ) -> Choice:
-    """One more check for the rubric: the family first, then the check."""
+    """One more of the allowed checks for the rubric: the family first, then the check."""
     while True:
         taken = [choice.tag for choice in chosen]
         # a family seldom met so far is likelier; a finished last sentence is asked of nearly every response
@@ -373,7 +402,7 @@ def _draw(
         options = [
             option
             for option in _options(tag, draft, random)
-            if all(compatible(option, other) for other in chosen)
+            if option.check in allowed and all(compatible(option, other) for other in chosen)
         ]
         if not options:
             continue
@@ -387,16 +416,19 @@ def _draw(
         return min(options, key=distance)
 
 
-def _finish(draft: Draft, chosen: Sequence[Choice], random: Random) -> Finished:
-    order = random.sample(list(chosen), len(chosen))
-    weights = [1.0, 2.0, 3.0] + random.choices((1.0, 2.0, 3.0), (4, 3, 2), k=len(order) - 3)
+def _finish(draft: Draft, chosen: Sequence[Choice], shares: Sequence[float], random: Random) -> Finished:
+    """The rubric in random order, with weights and now and then a veto; ``shares`` of samples that meet each check."""
+    order = random.sample(range(len(chosen)), len(chosen))
+    weights = [1.0, 2.0, 3.0, *random.choices((1.0, 2.0, 3.0), (4, 3, 2), k=len(order) - 3)]
     random.shuffle(weights)
-    veto = random.randrange(len(order)) if random.random() < 0.08 else -1
+    # a veto that most samples fail would make nearly every reward zero
+    harmless = [i for i in order if shares[i] >= 0.5 and not CHECKS[chosen[i].check].pitfall]
+    veto = random.choice(harmless) if harmless and random.random() < 0.12 else -1
     criteria = tuple(
-        choice.criterion(number, 1.0 if CHECKS[choice.check].pitfall else weight, number - 1 == veto, random)
-        for number, (choice, weight) in enumerate(zip(order, weights, strict=True), start=1)
+        chosen[i].criterion(number, 1.0 if CHECKS[chosen[i].check].pitfall else weight, i == veto, random)
+        for number, (i, weight) in enumerate(zip(order, weights, strict=True), start=1)
     )
-    return Finished(draft, Rubric(criteria=criteria), tuple(order))
+    return Finished(draft, Rubric(criteria=criteria), tuple(chosen[i] for i in order))
 
 
 @dataclass(frozen=True)
@@ -408,7 +440,10 @@ class Built:
 
 
 def build(samples: Mapping[str, Sequence[tuple[str, str]]]) -> Built:
-    """The data files from the sampled (generator, response) of every prompt id. The same samples give the same files."""
+    """The data files from the sampled (generator, response) of every prompt id; the same samples, the same files.
+
+    Raises ValueError if a prompt gets no rubric that some response meets in full.
+    """
     drafts = draft_prompts()
     texts = {prompt_id: [response for _, response in found] for prompt_id, found in samples.items()}
     prompts, responses = [], []

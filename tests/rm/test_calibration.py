@@ -43,7 +43,7 @@ def test_separable_verdicts_give_a_finite_map_that_keeps_the_order():
     chosen = fit("platt", np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0]))
     assert 0 < chosen.scale < 20
     probs = chosen(np.array([-2.0, -1.0, 1.0, 2.0]))
-    assert (np.diff(probs) > 0).all() and 0 < probs[0] and probs[-1] < 1
+    assert (np.diff(probs) > 0).all() and probs[0] > 0 and probs[-1] < 1
 
 
 def test_one_prompt_is_not_enough():

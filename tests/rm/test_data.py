@@ -26,7 +26,9 @@ def test_trees_keep_every_verdict_beside_its_text(judged, encoder):
     trees = build_trees(judged, encoder, responses_per_tree=8, seed=0)
     assert [len(tree.tree.branches) for tree in trees] == [2] * 6
     for tree in trees:
-        for branch, (fruit, short) in zip(tree.tree.branches, zip(tree.values[::2], tree.values[1::2], strict=True), strict=True):
+        for branch, (fruit, short) in zip(
+            tree.tree.branches, zip(tree.values[::2], tree.values[1::2], strict=True), strict=True
+        ):
             pear = "pear" in encoder.tokenizer.decode(branch.tokens)
             assert (fruit, short) == (float(pear), 1.0)
         assert sorted(tree.rewards) == [pytest.approx(1 / 3), 1.0]  # weights 2 and 1

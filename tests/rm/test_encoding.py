@@ -18,7 +18,9 @@ def _text(tokenizer, ids):
 
 
 def test_segments_read_as_the_template_says(tokenizer):
-    graded = Criterion(id="b", text="Is clear.", levels=(Level(label="poor"), Level(label="good", anchor="no doubt left")))
+    graded = Criterion(
+        id="b", text="Is clear.", levels=(Level(label="poor"), Level(label="good", anchor="no doubt left"))
+    )
     tree = Encoder(tokenizer, 512).encode("Say hi.", ["Hi."], [[SHORT, graded]]).tree
     assert _text(tokenizer, tree.tokens) == "Prompt:\nSay hi.\n\nResponse:\n"
     assert _text(tokenizer, tree.branches[0].tokens) == (

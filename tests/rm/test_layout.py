@@ -49,7 +49,9 @@ def test_causal_groups_hold_every_token_once_and_waste_little(forest):
         assert group.valid.float().mean() >= 0.8
 
 
-@pytest.mark.parametrize("forest", [[], [Tree([1], [])], [Tree([1], [Branch([2], [])])], [Tree([], [Branch([2], [[3]])])]])
+@pytest.mark.parametrize(
+    "forest", [[], [Tree([1], [])], [Tree([1], [Branch([2], [])])], [Tree([], [Branch([2], [[3]])])]]
+)
 def test_pack_refuses_what_has_no_answer_or_no_tokens(forest):
     with pytest.raises(ValueError, match=r"pack: "):
         pack(forest)

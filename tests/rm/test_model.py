@@ -99,7 +99,9 @@ def test_lora_multiplies_in_the_activations_dtype_and_keeps_float32_weights(tiny
     layer.register_forward_hook(lambda module, args, out: seen.append((args[0].dtype, out.dtype)))
     model(*pack([Tree([3], [Branch([4], [[5]])])])).sum().backward()
     assert seen == [(torch.bfloat16, torch.bfloat16)]
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for n, p in model.named_parameters() if "lora_B" in n)
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 for n, p in model.named_parameters() if "lora_B" in n
+    )
 
 
 def test_folders_that_are_no_model_are_refused(tiny_backbone, tmp_path):

@@ -29,7 +29,9 @@ def scorer(tiny_backbone):
 
 def _items():
     item = st.tuples(
-        st.sampled_from(PROMPTS), st.sampled_from(RESPONSES), st.lists(st.sampled_from(CRITERIA), min_size=1, unique=True)
+        st.sampled_from(PROMPTS),
+        st.sampled_from(RESPONSES),
+        st.lists(st.sampled_from(CRITERIA), min_size=1, unique=True),
     )
     return st.lists(item, min_size=1, max_size=8)
 

@@ -71,7 +71,7 @@ def test_gradient_accumulation_equals_one_large_batch(options, tmp_path):
     options |= {"tokens_per_batch": 1, "gradient_accumulation": 8}  # one tree a pass, all eight in one step
     small = run_train(TrainConfig(output=str(tmp_path / "small"), **options))
     assert _losses(small)[0][1] == pytest.approx(_losses(large)[0][1], rel=1e-4)
-    grads = [[entry["grad_norm"] for entry in report["log"] if "grad_norm" in entry][0] for report in (large, small)]
+    grads = [next(entry["grad_norm"] for entry in report["log"] if "grad_norm" in entry) for report in (large, small)]
     assert grads[1] == pytest.approx(grads[0], rel=1e-3)
 
 

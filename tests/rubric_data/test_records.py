@@ -41,7 +41,12 @@ def test_a_rubric_checks_itself(criteria, message):
 
 def test_equal_rubrics_have_equal_ids_and_any_change_shows():
     assert Rubric(criteria=(_criterion(),)).id == Rubric(criteria=(_criterion(),)).id
-    for changes in ({"weight": 2.0}, {"text": "Is long."}, {"veto": True}, {"levels": (Level(label="a"), Level(label="b"))}):
+    for changes in (
+        {"weight": 2.0},
+        {"text": "Is long."},
+        {"veto": True},
+        {"levels": (Level(label="a"), Level(label="b"))},
+    ):
         assert Rubric(criteria=(_criterion(**changes),)).id != Rubric(criteria=(_criterion(),)).id
 
 

@@ -1,0 +1,144 @@
+import html.parser
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rm.audit import audit
+from rm.report import render, summary_table
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+
+HOSTILE = (
+    "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> & \"quoted\" {{ 7 * 191 }} $x_1$"
+)
+FACTS = {
+    "data": "builtin",
+    "split": "test",
+    "truncated_responses": 0,
+    "rubrics_seen_in_training": 0,
+    "rubrics": 3,
+}
+
+
+def result(text=HOSTILE, name="<script>&amp;", values=((1.0, 0.0), (0.0, 1.0))):
+    """An audit of two prompts with two responses each in which every free text is ``text``."""
+    records = [
+        JudgedResponse(
+            prompt_id=f"p{number}{text}",
+            prompt=f"{number} {text}",
+            response_id=f"r{number}{place}{text}",
+            response=text,
+            rubric=Rubric(
+                criteria=tuple(Criterion(id=f"c{i}{text}", text=text, tags=(text,)) for i in range(len(verdicts)))
+            ),
+            generator=text,
+            verdicts=tuple(Verdict(criterion_id=f"c{i}{text}", value=value) for i, value in enumerate(verdicts)),
+            split="test",
+        )
+        for number in range(2)
+        for place, verdicts in enumerate(values)
+    ]
+    probs = [np.linspace(0.2, 0.9, len(record.rubric.criteria)) * (1 - 0.1 * i) for i, record in enumerate(records)]
+    facts = FACTS | {"model": text, "judges": [text]}
+    return {"facts": facts} | audit(records, {"model": probs, "model (raw)": probs, name: probs}, bootstrap=20)
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text of a page, and whether its tags close in order."""
+
+    VOID = frozenset({"meta", "path", "use"})
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page():
+    return Page(render(result()))
+
+
+def test_hostile_texts_are_shown_and_never_obeyed(page):
+    assert not {"script", "img"} & {*page.tags}
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    # title, heading, judge, tag, generator, and the disagreements
+    assert page.text.count(HOSTILE) > 10
+    assert page.text.count("<script>&amp;") > 4  # predictor, in tables and plots
+    assert "1337" not in page.text
+
+
+def test_page_is_whole_and_asks_nothing_of_the_network(page):
+    assert page.open == []
+    asking = [value for name, value in page.attributes if name in {"src", "href", "xlink:href", "srcset", "data"}]
+    assert all(value.startswith("#") for value in asking)
+    source = render(result("plain", "plain"))
+    assert "@import" not in source and "@font-face" not in source and "url(http" not in source
+    assert {*re.findall(r"https?://[^\s\"'<>)]+", source)} <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_plots_are_inline_follow_the_page_and_have_ids_of_their_own(page):
+    assert page.tags.count("svg") == 5
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len({*ids})
+    source = render(result("plain", "plain"))
+    assert "currentColor" in source and "#0a0b0c" not in source
+    used = {*re.findall(r'href="#([^"]+)"', source), *re.findall(r"url\(#([^)]+)\)", source)}
+    assert used <= {*re.findall(r' id="([^"]+)"', source)}
+
+
+def test_the_same_audit_gives_the_same_page():
+    assert render(result("a", "b")) == render(result("a", "b"))
+
+
+def test_page_without_facts_and_with_undefined_numbers():
+    """All verdicts met: no AUROC, no ordered pairs; the page says so with a dash."""
+    bare = result("plain", "plain", values=((1.0,), (1.0,)))
+    del bare["facts"]
+    assert bare["predictors"]["model"]["criterion"]["auroc"] == {"value": None, "low": None, "high": None}
+    page = Page(render(bare))
+    assert page.open == [] and "–" in page.text
+    assert "None" not in page.text and not re.search(r"\bnan\b", page.text)
+
+
+def test_numbers_on_the_page_are_those_of_the_audit():
+    audited = result("plain", "plain")
+    auroc = audited["predictors"]["model"]["criterion"]["auroc"]
+    text = Page(render(audited)).text
+    assert f"Criterion AUROC{auroc['value']:.3f}[{auroc['low']:.2f}, {auroc['high']:.2f}]" in text
+
+
+def test_long_texts_are_cut_on_the_page():
+    text = Page(render(result("x" * 9000, "plain"))).text
+    assert "x" * 9001 not in text and "(5000 more characters)" in text
+
+
+def test_summary_table_fits_80_columns_and_takes_names_as_they_are():
+    console = Console(width=80, record=True)
+    console.print(summary_table(result("plain", "[red]overlap[/]")))
+    printed = console.export_text()
+    assert "2 prompts, 4 responses, 8 verdicts" in printed
+    assert "[red]overlap[/]" in printed
+    assert "[low high]: 95% interval, 20 resamples of prompts" in printed
+    assert "…" not in printed
