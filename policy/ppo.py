@@ -340,7 +340,8 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     for axes, title, lines in panels:
         for key, label in lines:
             heights = [math.nan if row[key] is None else row[key] for row in rows]
-            axes.plot(steps, heights, marker="o", markersize=3, label=label)
+            dashes = "--" if key == "reward/gold" else "-"  # so that one line shows under the other
+            axes.plot(steps, heights, dashes, marker="o", markersize=3, label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("update")
         axes.xaxis.get_major_locator().set_params(integer=True)
