@@ -221,7 +221,7 @@ def same_prompt_pairs(prompt_B: np.ndarray) -> Pairs:
 
 def tail_size(responses: int, tail: float) -> int:
     """How many of ``responses`` make the tail: ceil(tail * n), at least 2 (a tail of one has no pair)."""
-    return max(2, int(np.ceil(tail * responses - 1e-9)))  # 0.1 * 30 is a little above 3
+    return max(2, int(np.ceil(tail * responses - 1e-9)))  # 0.07 * 100 is a little above 7
 
 
 def in_tail(gold_B: np.ndarray, prompt_B: np.ndarray, tail: float) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     assert capsys.readouterr().out.count("/2  proxy 0.") == 2
 
     assert json.loads((run / "result.json").read_text()) == result
-    assert result["prompts_trained"], result["prompts_evaluated"] == (4, 2)
+    assert (result["prompts_trained"], result["prompts_evaluated"]) == (4, 2)
     gain = result["gold_after"]["value"] - result["gold_before"]["value"]
     assert result["gold_gain"]["value"] == pytest.approx(gain)
     samples = read_lines(run / "samples.jsonl")

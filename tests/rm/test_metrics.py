@@ -20,8 +20,8 @@ def one_prompt(*columns):
 
 
 def test_accuracy_leaves_out_undecided_verdicts_and_halves_undecided_predictions():
-    # right, undecided prediction, verdict of exactly .5 left out, wrong: (1 + 1/2 + 0) / 3
-    assert value(metrics.accuracy(*one_prompt([1, 0, 0.5, 1], [0.9, 0.5, 0.9, 0.2]))) == pytest.approx(0.5)
+    # right, undecided prediction, verdict of exactly .5 left out, right, wrong: (1 + 1/2 + 1 + 0) / 4
+    assert value(metrics.accuracy(*one_prompt([1, 0, 0.5, 1, 1], [0.9, 0.5, 0.9, 0.8, 0.2]))) == 0.625
 
 
 def test_accuracy_puts_soft_verdicts_on_a_side():
@@ -159,7 +159,8 @@ def test_pair_accuracy_without_ordered_pairs_is_undefined():
 
 
 @pytest.mark.parametrize(
-    ("responses", "tail", "size"), [(12, 0.25, 3), (13, 0.25, 4), (4, 0.25, 2), (1, 0.25, 2), (30, 0.1, 3), (8, 1.0, 8)]
+    ("responses", "tail", "size"),
+    [(12, 0.25, 3), (13, 0.25, 4), (4, 0.25, 2), (1, 0.25, 2), (100, 0.07, 7), (8, 1.0, 8)],
 )
 def test_tail_size(responses, tail, size):
     assert metrics.tail_size(responses, tail) == size
