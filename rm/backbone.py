@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -96,7 +97,7 @@ def load_causal_lm(name: str, *, dtype: torch.dtype = torch.float32, attention: 
     return _load(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention).eval()
 
 
-def _load(auto_class: type, name: str, **options: object):
+def _load(auto_class: Any, name: str, **options: object):
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -6,7 +6,7 @@ Owns the weights: building, LoRA, saving, loading, merging. Text belongs to `rm.
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -51,7 +51,7 @@ class RubricRewardModel(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, base: str, max_length: int) -> None:
         super().__init__()
-        self.backbone = backbone  # a decoder without language-model head, or a PeftModel around one
+        self.backbone: Any = backbone  # a decoder without language-model head, or a PeftModel around one
         self.head = head
         self.base = base  # where the backbone's pretrained weights come from
         self.max_length = max_length  # tokens on one path, prompt + response + criterion
@@ -124,11 +124,11 @@ class RubricRewardModel(nn.Module):
         write_json(folder / _DESCRIPTION, description)  # last: its presence says the folder is whole
 
     def load_weights(self, folder: str | Path) -> None:
-        """Take adapter (or full) and head weights from ``folder``, saved by a model of the same shape."""
+        """Take adapter (or full) and head weights from ``folder``, saved by a model of the same shape, to train on."""
         folder = Path(folder)
         self.head.load_state_dict(load_file(folder / _HEAD))
         if isinstance(self.backbone, PeftModel):
-            self.backbone.load_adapter(str(folder / "backbone"), "default", is_trainable=self.training)
+            self.backbone.load_adapter(str(folder / "backbone"), "default", is_trainable=True)
         else:
             state = AutoModel.from_pretrained(folder / "backbone", dtype=self.backbone.dtype).state_dict()
             self.backbone.load_state_dict(state)

@@ -230,8 +230,8 @@ def run_score(config: ScoreConfig) -> dict[str, Any]:
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return {
         "responses": len(rows),
-        "verdicts": sum(len(row["criteria"]) for row in rows),
+        "verdicts": sum(len(item.probs) for item in scored),
         "mean_reward": float(np.mean([item.reward for item in scored])),
-        "truncated_responses": sum(item.truncated > 0 for item in scored),
+        "truncated_responses": sum(1 for item in scored if item.truncated),
         "calibration": scorer.calibration.method,
     }

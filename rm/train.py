@@ -43,6 +43,9 @@ _TARGETS = ("labels", "weights", "veto", "response", "pairs", "pair_weights")
 class DistillationTrainer(Trainer):
     """A Trainer that eats trees: batches by token budget, our loss, and checkpoints of adapters and head only."""
 
+    optimizer: Any
+    control: Any
+
     def __init__(self, config: TrainConfig, model: RubricRewardModel, args: TrainingArguments, **kwargs: Any) -> None:
         self.config = config
         super().__init__(model, args, data_collator=collator(config.tail_weight), **kwargs)

@@ -134,7 +134,9 @@ class JudgedResponse(Record):
         seen: set[str] = set()
         for verdict in self.verdicts:
             if verdict.criterion_id not in known:
-                raise ValueError(f"response {self.response_id!r}: verdict on unknown criterion {verdict.criterion_id!r}")
+                raise ValueError(
+                    f"response {self.response_id!r}: verdict on unknown criterion {verdict.criterion_id!r}"
+                )
             if verdict.criterion_id in seen:
                 raise ValueError(f"response {self.response_id!r}: two verdicts on {verdict.criterion_id!r}")
             seen.add(verdict.criterion_id)
