@@ -1,0 +1,1 @@
+"""RL with the reward model: TRL adapters, evaluation of a policy, the command line, the demo."""

@@ -1,0 +1,1 @@
+"""The reward model: rubric-tree attention, distillation, calibration, audit, scoring."""

@@ -1,0 +1,1 @@
+"""What was asked, answered and judged: records, files, judges, verifiers, embedded data. Never imports torch."""
