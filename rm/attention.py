@@ -1,11 +1,7 @@
 """Attention over a rubric tree, plugged into transformers' decoders by name. Owns the kernels, not the layout.
 
-A tree needs three kinds of flash calls: causal within each segment, descendants over their prompt, criteria
-over their response. Their partial results merge by log-sum-exp; the backward pass gives every call the *merged*
-output and log-sum-exp, which is all flash attention's backward needs to be exact (Dao et al. 2022,
-arXiv:2205.14135, Algorithm 4: P = exp(S - lse), D = rowsum(dO * O)).
-
-Backends: `cpu_flash` (torch's CPU flash kernel) and `sdpa` (dense mask: the reference).
+Backends: `cpu_flash` (torch's CPU flash kernel, one call for each group of blocks of the layout, with the kernel's
+own backward) and `sdpa` (one dense mask over the whole row: the reference).
 """
 
 import torch
@@ -14,7 +10,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from rm.layout import CausalGroup, TreeLayout
+from rm.layout import AttentionGroup, TreeLayout
 
 BACKENDS = ("cpu_flash", "sdpa")
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux")  # forward arguments that mean: not plain causal attention
@@ -55,77 +51,46 @@ def _dense_attention(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layo
     return out[0].transpose(0, 1)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """One kernel call on (s, L, H, D) tensors: output (s, L, H, D) and log-sum-exp (s, L, H)."""
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), 0.0, causal, scale=scale
-    )
-    return out.transpose(1, 2), lse.transpose(1, 2)
-
-
-def _flash_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, ...]:
-    """The kernel's backward on (s, L, H, D) tensors, with the merged output and log-sum-exp."""
-    args = (x.transpose(1, 2) for x in (grad, query, key, value, out, lse))
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*args, 0.0, causal, scale=scale)
-    return tuple(x.transpose(1, 2) for x in grads)
-
-
-def _merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Fold a partial attention result into ``out`` (L, H, D) and ``lse`` (L, H), in place."""
-    merged = torch.logaddexp(lse, part_lse)
-    out.mul_((lse - merged).exp_()[..., None]).addcmul_(part_out, (part_lse - merged).exp_()[..., None])
-    lse.copy_(merged)
-
-
 class _FlashTree(torch.autograd.Function):
+    """Flash attention block by block. Tensors are (T, heads, D); the kernel wants (n, heads, tokens, D)."""
+
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        lse = out.new_empty(query.shape[:2])
-        for group in layout.causal:
-            rows = group.index[group.valid]
-            part_out, part_lse = _flash(query[group.index], key[group.index], value[group.index], True, scale)
-            out[rows] = part_out[group.valid]
-            lse[rows] = part_lse[group.valid]
-        for block in layout.cross:
-            mine, theirs = slice(block.start, block.stop), slice(block.key_start, block.key_stop)
-            part_out, part_lse = _flash(query[None, mine], key[None, theirs], value[None, theirs], False, scale)
-            _merge(out[mine], lse[mine], part_out[0], part_lse[0])
-        ctx.save_for_backward(query, key, value, out, lse)
+        kept = []
+        for group in layout.groups:
+            part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *_gather(query, key, value, group), attn_mask=group.bias, scale=scale
+            )
+            out[group.queries[group.valid]] = part.transpose(1, 2)[group.valid]
+            kept += [part, lse]
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        layout: TreeLayout = ctx.layout
-        grad = grad.contiguous()
+        query, key, value, *kept = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-        for group in layout.causal:
-            rows = group.index[group.valid]
-            parts = _flash_backward(
-                _without_padding(grad, group), query[group.index], key[group.index], value[group.index],
-                out[group.index], lse[group.index], True, ctx.scale,
+        for place, group in enumerate(ctx.layout.groups):
+            part, lse = kept[2 * place : 2 * place + 2]
+            # padded queries send no gradient, so they add nothing to any key
+            grad_part = (grad[group.queries] * group.valid[:, :, None, None]).transpose(1, 2)
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_part, *_gather(query, key, value, group), part, lse, 0.0, False,
+                attn_mask=group.bias, scale=ctx.scale,
             )  # fmt: skip
-            for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
-                total[rows] = part[group.valid]
-        for block in layout.cross:
-            mine, theirs = slice(block.start, block.stop), slice(block.key_start, block.key_stop)
-            part_query, part_key, part_value = _flash_backward(
-                grad[None, mine], query[None, mine], key[None, theirs], value[None, theirs],
-                out[None, mine], lse[None, mine], False, ctx.scale,
-            )  # fmt: skip
-            grad_query[mine] += part_query[0]
-            grad_key[theirs] += part_key[0]
-            grad_value[theirs] += part_value[0]
+            part_query, part_key, part_value = (x.transpose(1, 2) for x in parts)
+            grad_query[group.queries[group.valid]] = part_query[group.valid]
+            keys = group.keys.flatten()
+            grad_key.index_add_(0, keys, part_key.flatten(0, 1))  # a prompt is a key of many blocks
+            grad_value.index_add_(0, keys, part_value.flatten(0, 1))
         return grad_query, grad_key, grad_value, None, None
 
 
-def _without_padding(grad: Tensor, group: CausalGroup) -> Tensor:
-    """Rows of ``grad`` for a group; padding sends no gradient, so it adds nothing to any other."""
-    return grad[group.index] * group.valid[:, :, None, None]
+def _gather(query: Tensor, key: Tensor, value: Tensor, group: AttentionGroup) -> tuple[Tensor, Tensor, Tensor]:
+    rows = (query[group.queries], key[group.keys], value[group.keys])
+    return tuple(x.transpose(1, 2) for x in rows)  # type: ignore[return-value]
 
 
 def _forward_of(backend: str):

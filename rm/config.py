@@ -18,6 +18,7 @@ class TrainConfig:
     dtype: Dtype = "auto"  # of the backbone; auto is bfloat16 where the machine computes it natively
     max_length: int = 2048  # tokens of prompt + response + criterion on one path; longer responses are cut, and counted
     lora_rank: int = 16  # 0 trains every weight
+    lora_layers: int | None = None  # adapters in so many last layers only: cheaper backward; unset means all
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     learning_rate: float = 5e-4  # of the backbone, at its peak
     head_learning_rate: float = 5e-4  # of the verdict head

@@ -24,7 +24,6 @@ from rubric_data.files import atomic_path, write_json
 
 _DESCRIPTION = "rubric_rm.json"  # what a model folder says about itself
 _HEAD = "head.safetensors"
-_LORA_TARGETS = "all-linear"
 
 
 class _LoraInBackboneDtype:
@@ -84,9 +83,20 @@ class RubricRewardModel(nn.Module):
         """The backbone's transformers configuration."""
         return self.backbone.config
 
-    def add_lora(self, rank: int, alpha: int) -> None:
-        """Freeze the backbone and put trainable float32 adapters of ``rank`` on all its linear layers."""
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_TARGETS)
+    def add_lora(self, rank: int, alpha: int, top_layers: int | None = None) -> None:
+        """Freeze the backbone and put trainable float32 adapters of ``rank`` on every linear map of its layers.
+
+        ``top_layers``: only of so many last layers, which spares the backward pass the ones below; None means all.
+        """
+        layers = self.backbone.layers
+        first = 0 if top_layers is None else max(len(layers) - top_layers, 0)
+        targets = [
+            f"layers.{index}.{name}"
+            for index in range(first, len(layers))
+            for name, module in layers[index].named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
         self.backbone = get_peft_model(self.backbone, config)
         _compute_in_backbone_dtype(self.backbone)
 

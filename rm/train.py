@@ -202,7 +202,7 @@ def build_model(config: TrainConfig) -> RubricRewardModel:
         config.model, max_length=config.max_length, dtype=config.dtype, attention=config.attention
     )
     if config.lora_rank:
-        model.add_lora(config.lora_rank, config.lora_alpha)
+        model.add_lora(config.lora_rank, config.lora_alpha, config.lora_layers)
     if config.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     return model

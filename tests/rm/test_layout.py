@@ -1,6 +1,7 @@
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from rm.layout import Branch, Tree, pack
 from tests.rm.trees import forests, paths
@@ -16,10 +17,15 @@ def test_pack_lays_the_documented_example_out():
     assert layout.segment.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5]
     assert layout.parent.tolist() == [-1, 0, 1, 1, 0, 4]
     assert layout.answers.tolist() == [8, 10, 17]
-    assert [(block.start, block.stop, block.key_start, block.key_stop) for block in layout.cross] == [
-        (7, 11, 4, 7),  # two criteria over the first response
-        (15, 18, 11, 15),  # one over the second
-        (4, 18, 0, 4),  # everything over the prompt
+    blocks = [  # the two branches and the prompt; those of like size share a group
+        (queries[valid].tolist(), keys.unique().tolist())
+        for group in layout.groups
+        for queries, keys, valid in zip(group.queries, group.keys, group.valid, strict=True)
+    ]
+    assert blocks == [
+        ([4, 5, 6, 7, 8, 9, 10], [0, 1, 2, 3, *range(4, 11)]),
+        ([11, 12, 13, 14, 15, 16, 17], [0, 1, 2, 3, *range(11, 18)]),
+        ([0, 1, 2, 3], [0, 1, 2, 3]),
     ]
 
 
@@ -40,13 +46,18 @@ def test_mask_rows_spell_out_the_path_to_the_token(forest):
         assert position_ids[0, seen].tolist() == list(range(len(path)))
 
 
-@given(forests)
-def test_causal_groups_hold_every_token_once_and_waste_little(forest):
-    layout = pack(forest)[2]
-    valid = torch.cat([group.index[group.valid] for group in layout.causal])
-    assert sorted(valid.tolist()) == list(range(len(layout.segment)))
-    for group in layout.causal:
-        assert group.valid.float().mean() >= 0.8
+@given(forests, st.sampled_from([1, 8, 256]))
+def test_blocks_ask_every_token_once_and_show_what_the_dense_mask_shows(forest, most):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rm.layout._MAX_QUERIES", most)
+        layout = pack(forest)[2]
+    mask = layout.mask()
+    asked = torch.cat([group.queries[group.valid] for group in layout.groups])
+    assert sorted(asked.tolist()) == list(range(len(layout.segment)))
+    for group in layout.groups:
+        for queries, keys, bias in zip(group.queries, group.keys, group.bias[:, 0], strict=True):
+            for query, row in zip(queries.tolist(), bias, strict=True):
+                assert sorted(keys[row == 0].tolist()) == torch.nonzero(mask[query]).flatten().tolist()
 
 
 @pytest.mark.parametrize(
