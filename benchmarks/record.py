@@ -53,14 +53,8 @@ def write_record(
     ours, theirs = spread(samples), spread(baseline_samples)
     record = {
         "name": name,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
-        **commit(),
-        "config": dict(config),
-        "config_hash": content_hash(dict(config))[:16],
+        **circumstances(config),
         "data": None if data is None else {"path": str(data), "sha256": _file_hash(Path(data))},
-        "machine": machine(),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},
         "unit": unit,
         "result": ours,
         "baseline": {"name": baseline, **theirs},
@@ -70,6 +64,19 @@ def write_record(
     path = results / f"{name}.json"
     write_json(path, record)
     return path
+
+
+def circumstances(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every record says of its making: when, command, commit, configuration, machine, versions."""
+    return {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(),
+        **commit(),
+        "config": dict(config),
+        "config_hash": content_hash(dict(config))[:16],
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},
+    }
 
 
 def command() -> str:

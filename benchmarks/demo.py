@@ -1,0 +1,40 @@
+"""Record a finished demo run and quote it in the README: `make demo`, then `python -m benchmarks.demo runs/demo-…`.
+
+The record, benchmarks/results/demo.json, holds the run's summary with commit, machine and versions. Run it on the
+commit that made the run.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.record import RESULTS, ROOT, circumstances
+from rubric_data.files import write_json, write_text
+
+_BEGIN, _END = "<!-- demo:begin -->", "<!-- demo:end -->"
+
+
+def quote(readme: str, summary: str, commit: str) -> str:
+    """``readme`` with what stands between its markers replaced by the tables of ``summary``."""
+    before, _, rest = readme.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    tables = summary.partition("\n")[2].replace("\n## ", "\n### ").strip()
+    note = f"A real run, as it came out (commit `{commit[:7]}`, `benchmarks/results/demo.json`). {tables}"
+    return f"{before}{_BEGIN}\n{note}\n{_END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished demo run")
+    folder = parser.parse_args().run
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record = {"name": "demo", **circumstances(config), "summary": summary}
+    write_json(RESULTS / "demo.json", record)
+    readme = ROOT / "README.md"
+    tables = (folder / "summary.md").read_text(encoding="utf-8")
+    write_text(readme, quote(readme.read_text(encoding="utf-8"), tables, record["commit"]))
+
+
+if __name__ == "__main__":
+    main()
