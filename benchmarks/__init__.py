@@ -1,0 +1,1 @@
+"""One command for each claim; records in results/, failures in LOG.md."""
