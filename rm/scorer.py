@@ -25,7 +25,7 @@ from rm.model import RubricRewardModel
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path
 from rubric_data.io import load_data
-from rubric_data.records import Criterion, JudgedResponse, Rubric
+from rubric_data.records import Criterion, JudgedResponse, Level, Rubric
 from rubric_data.reward import rubric_reward
 
 
@@ -127,6 +127,7 @@ class RubricScorer:
 
 
 _Group = dict[str, list[tuple[int, Rubric]]]  # response -> who asked for it, with which rubric
+_Question = tuple[str, tuple[Level, ...]]  # text and levels of a criterion
 
 
 def _by_prompt(prompts: Sequence[str], responses: Sequence[str], rubrics: Sequence[Rubric]) -> dict[str, _Group]:
@@ -149,14 +150,13 @@ class _Job:
 
     def __init__(self, encoder: Encoder, prompt: str, group: _Group) -> None:
         self.group = group
-        self.questions: list[dict[Criterion, int]] = []  # of each response: its different criteria, numbered
+        self.questions: list[dict[_Question, int]] = []  # of each response: its different questions, numbered
+        criteria: list[list[Criterion]] = []
         for asked in group.values():
-            numbered: dict[Criterion, int] = {}
-            for _, rubric in asked:
-                for criterion in rubric.criteria:
-                    numbered.setdefault(_as_read(criterion), len(numbered))
-            self.questions.append(numbered)
-        self.encoded = encoder.encode(prompt, list(group), [list(numbered) for numbered in self.questions])
+            different = {_as_read(criterion): criterion for _, rubric in asked for criterion in rubric.criteria}
+            self.questions.append({question: number for number, question in enumerate(different)})
+            criteria.append(list(different.values()))
+        self.encoded = encoder.encode(prompt, list(group), criteria)
         self.logits: dict[tuple[int, int], float] = {}
 
     def pieces(self, budget: int) -> Iterator[_Piece]:
@@ -191,9 +191,9 @@ class _Job:
                 yield index, rubric, np.array([self.logits[place] for place in places]), truncated
 
 
-def _as_read(criterion: Criterion) -> Criterion:
-    """The criterion without what the model does not see, so that equal questions are asked once."""
-    return Criterion(id="-", text=criterion.text, levels=criterion.levels)
+def _as_read(criterion: Criterion) -> _Question:
+    """What the model sees of a criterion, so that equal questions are asked once."""
+    return criterion.text, criterion.levels
 
 
 def run_score(config: ScoreConfig) -> dict[str, Any]:
