@@ -1,7 +1,8 @@
 """Attention over a rubric tree, plugged into transformers' decoders by name. Owns the kernels, not the layout.
 
-Backends: `cpu_flash` (torch's CPU flash kernel, one call for each group of blocks of the layout, with the kernel's
-own backward) and `sdpa` (one dense mask over the whole row: the reference).
+Backends: `cpu_tree` (our C kernel, `rm.native`, where a C compiler is at hand), `cpu_flash` (torch's CPU flash
+kernel, one call for each group of blocks of the layout, with the kernel's own backward) and `sdpa` (one dense mask over
+the whole row: the reference).
 """
 
 import torch
@@ -10,16 +11,19 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from rm import native
 from rm.layout import AttentionGroup, TreeLayout
 
-BACKENDS = ("cpu_flash", "sdpa")
+BACKENDS = ("cpu_tree", "cpu_flash", "sdpa")
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux")  # forward arguments that mean: not plain causal attention
 
 
 def choose_backend(name: str, device: torch.device | str) -> str:
     """``name``, or for 'auto' the fastest backend ``device`` has. Raises ValueError on an unknown name."""
     if name == "auto":
-        return "cpu_flash" if torch.device(device).type == "cpu" else "sdpa"
+        if torch.device(device).type != "cpu":
+            return "sdpa"
+        return "cpu_flash" if native.reason_missing() else "cpu_tree"
     if name not in BACKENDS:
         raise ValueError(f"attention: unknown backend {name!r}; choose one of auto, {', '.join(BACKENDS)}")
     return name
@@ -40,6 +44,8 @@ def tree_attention(
     """
     if backend == "sdpa":
         return _dense_attention(query_THD, key_TGD, value_TGD, layout, scale)
+    if backend == "cpu_tree":
+        return _NativeTree.apply(query_THD, key_TGD, value_TGD, layout, scale)
     # in float32, because torch's bfloat16 CPU backward is 10 to 20 times slower (benchmarks/LOG.md)
     out = _FlashTree.apply(query_THD.float(), key_TGD.float(), value_TGD.float(), layout, scale)
     return out.to(query_THD.dtype)
@@ -49,6 +55,22 @@ def _dense_attention(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layo
     query, key, value = (x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=layout.mask(), scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)
+
+
+class _NativeTree(torch.autograd.Function):
+    """The C kernel with its own backward; it reads and writes the inputs' dtype and computes in float32."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float) -> Tensor:
+        out, lse = native.forward(query, key, value, layout, scale)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        return *native.backward(grad, query, key, value, out, lse, ctx.layout, ctx.scale), None, None
 
 
 class _FlashTree(torch.autograd.Function):

@@ -8,21 +8,29 @@ ancestor; siblings never see each other; positions restart at the parent's end:
     depth     0 0 0 0 1 1 1 2 2 2 2 1 1 1 1 2 2 2
     position  0 1 2 3 4 5 6 7 8 7 8 4 5 6 7 8 9 10
 
-For attention the row is cut into blocks. A block holds queries and all the keys these may see: a prompt over
-itself; a response and some of its criteria over the prompt, the response and those criteria. Every token is a query
-of one block, so a block's attention is complete, and no block is wider than its longest path and `_MAX_QUERIES`.
+Two views of the same tree, each built when first asked for:
 
-Shape letters: T packed tokens, S segments, N (response, criterion) pairs in depth-first order; n blocks of a group,
-Q queries, K keys.
+- `TreeLayout.families`, for kernels that walk the tree: segments with the same parent, which share the keys of the
+  path that leads to them.
+- `TreeLayout.groups`, for kernels that know only batches: the row is cut into blocks. A block holds queries and all
+  the keys these may see: a prompt over itself; a response and some of its criteria over the prompt, the response and
+  those criteria. Every token is a query of one block, so a block's attention is complete, and no block is wider than
+  its longest path and `_MAX_QUERIES`.
+
+Shape letters: T packed tokens, S segments, N (response, criterion) pairs in depth-first order; F families, n blocks
+of a group, Q queries, K keys.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _MAX_QUERIES = 256  # of a block, unless one criterion is longer: what a block computes in vain grows with it
+_FAMILY_TOKENS = 512  # of a family, unless one segment is longer: families are what threads share out
 _MAX_PADDING = 0.3  # share of a group's query-key pairs that may be padding
 
 
@@ -61,39 +69,63 @@ class AttentionGroup:
     valid: Tensor
     bias: Tensor
 
-    def to(self, device: torch.device | str) -> "AttentionGroup":
-        """The same group on ``device``."""
-        return AttentionGroup(*(x.to(device) for x in (self.queries, self.keys, self.valid, self.bias)))
+
+class Families(NamedTuple):
+    """Segments by parent, int32: family f is ``members[first[f] : first[f + 1]]`` below segment ``parent[f]``, or -1.
+
+    ``parent`` (F,), ``first`` (F + 1,), ``members`` (S,), ``tree_first`` (trees + 1,): the families of one tree are
+    consecutive. Many siblings make several families.
+    """
+
+    parent: Tensor
+    first: Tensor
+    members: Tensor
+    tree_first: Tensor
 
 
 @dataclass(frozen=True)
 class TreeLayout:
     """Everything attention and the verdict head need to know of a packed batch of trees.
 
-    ``segment`` (T,) segment of each token; ``parent`` (S,) parent segment or -1; ``answers`` (N,) position of
-    the last token of each criterion, depth-first; ``groups`` cover every token as a query once.
+    ``start``, ``length``, ``parent`` (S,) int32 of each segment, depth-first, parent -1 at a root; ``answers`` (N,)
+    position of the last token of each criterion.
     """
 
-    segment: Tensor
+    start: Tensor
+    length: Tensor
     parent: Tensor
     answers: Tensor
-    groups: tuple[AttentionGroup, ...]
 
     def to(self, device: torch.device | str) -> "TreeLayout":
         """The same layout with its tensors on ``device``."""
-        if self.segment.device == torch.device(device):
+        if self.answers.device == torch.device(device):
             return self
-        groups = tuple(group.to(device) for group in self.groups)
-        return TreeLayout(self.segment.to(device), self.parent.to(device), self.answers.to(device), groups)
+        return TreeLayout(*(x.to(device) for x in (self.start, self.length, self.parent, self.answers)))
+
+    @functools.cached_property
+    def segment(self) -> Tensor:
+        """Segment of each token (T,) int64."""
+        return torch.repeat_interleave(torch.arange(len(self.length), device=self.length.device), self.length)
+
+    @functools.cached_property
+    def families(self) -> Families:
+        """The segments by parent, for kernels that walk the tree."""
+        return _families(self.parent.tolist(), self.length.tolist())
+
+    @functools.cached_property
+    def groups(self) -> tuple[AttentionGroup, ...]:
+        """Blocks of like size, for kernels that know only batches; they cover every token as a query once."""
+        blocks = _blocks(self.start.tolist(), self.length.tolist(), self.parent.tolist())
+        return tuple(_group(members, self.segment, self.parent.long()) for members in _alike(blocks))
 
     def mask(self) -> Tensor:
         """Dense (T, T) bool: True where the row's token may look at the column's. For tests and small inputs."""
         segments = torch.arange(len(self.parent), device=self.parent.device)
         sees_SS = segments[:, None] == segments[None, :]
-        ancestor = self.parent
+        parent = ancestor = self.parent.long()
         while (ancestor >= 0).any():
             sees_SS |= ancestor[:, None] == segments[None, :]
-            ancestor = torch.where(ancestor >= 0, self.parent[ancestor.clamp(min=0)], ancestor)
+            ancestor = torch.where(ancestor >= 0, parent[ancestor.clamp(min=0)], ancestor)
         token = torch.arange(len(self.segment), device=self.segment.device)
         own = self.segment[:, None] == self.segment[None, :]
         return sees_SS[self.segment[:, None], self.segment[None, :]] & (~own | (token[:, None] >= token[None, :]))
@@ -111,36 +143,60 @@ def pack(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, TreeLayout]:
     parents: list[int] = []
     lengths: list[int] = []
     answers: list[int] = []
-    blocks: list[_Block] = []
 
-    def add(tokens: list[int], parent: int, position: int) -> range:
+    def add(tokens: list[int], parent: int, position: int) -> int:
         if not tokens:
             raise ValueError("pack: a segment has no tokens")
         ids.extend(tokens)
         positions.extend(range(position, position + len(tokens)))
         parents.append(parent)
         lengths.append(len(tokens))
-        return range(len(ids) - len(tokens), len(ids))
+        return len(parents) - 1
 
     for tree in trees:
-        root, prompt = len(parents), add(tree.tokens, -1, 0)
-        blocks.append(_Block([prompt], [prompt]))
+        root, below_prompt = add(tree.tokens, -1, 0), len(tree.tokens)
         for branch in tree.branches:
-            parent, response = len(parents), add(branch.tokens, root, len(prompt))
-            block = _Block([response], [prompt, response])
+            response, below_response = add(branch.tokens, root, below_prompt), below_prompt + len(branch.tokens)
             for tokens in branch.criteria:
-                criterion = add(tokens, parent, len(prompt) + len(response))
-                answers.append(criterion[-1])
-                if sum(map(len, block.queries)) + len(criterion) > _MAX_QUERIES:
-                    blocks.append(block)
-                    block = _Block([], [prompt, response])
-                block.queries.append(criterion)
-                block.keys.append(criterion)
-            blocks.append(block)
-    segment = torch.repeat_interleave(torch.arange(len(parents)), torch.tensor(lengths))
-    parent_S = torch.tensor(parents)
-    groups = tuple(_group(members, segment, parent_S) for members in _alike(blocks))
-    return torch.tensor([ids]), torch.tensor([positions]), TreeLayout(segment, parent_S, torch.tensor(answers), groups)
+                add(tokens, response, below_response)
+                answers.append(len(ids) - 1)
+    length = torch.tensor(lengths, dtype=torch.int32)
+    start = length.cumsum(0, dtype=torch.int32) - length
+    layout = TreeLayout(start, length, torch.tensor(parents, dtype=torch.int32), torch.tensor(answers))
+    return torch.tensor([ids]), torch.tensor([positions]), layout
+
+
+def _families(parents: Sequence[int], lengths: Sequence[int]) -> Families:
+    children: dict[int, list[int]] = {}
+    roots = []
+    for segment, parent in enumerate(parents):
+        if parent < 0:
+            roots.append(segment)
+        else:
+            children.setdefault(parent, []).append(segment)
+    above, first, members, tree_first = [], [0], [], [0]
+
+    def add(parent: int, family: list[int]) -> None:
+        above.append(parent)
+        members.extend(family)
+        first.append(len(members))
+
+    for place, root in enumerate(roots):
+        add(-1, [root])
+        end = roots[place + 1] if place + 1 < len(roots) else len(parents)
+        for parent in range(root, end):  # a tree's segments are consecutive
+            family: list[int] = []
+            tokens = 0
+            for segment in children.get(parent, ()):
+                if family and tokens + lengths[segment] > _FAMILY_TOKENS:
+                    add(parent, family)
+                    family, tokens = [], 0
+                family.append(segment)
+                tokens += lengths[segment]
+            if family:
+                add(parent, family)
+        tree_first.append(len(above))
+    return Families(*(torch.tensor(x, dtype=torch.int32) for x in (above, first, members, tree_first)))
 
 
 @dataclass(frozen=True)
@@ -153,6 +209,28 @@ class _Block:
     @property
     def shape(self) -> tuple[int, int]:
         return sum(map(len, self.queries)), sum(map(len, self.keys))
+
+
+def _blocks(starts: Sequence[int], lengths: Sequence[int], parents: Sequence[int]) -> list[_Block]:
+    runs = [range(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    paths: list[list[range]] = []  # of each segment, itself included
+    inner = {parent for parent in parents if parent >= 0}
+    open_blocks: dict[int, _Block] = {}  # by inner segment: the block its next leaf joins
+    blocks: list[_Block] = []
+    for segment, parent in enumerate(parents):
+        run = runs[segment]
+        paths.append([*(paths[parent] if parent >= 0 else []), run])
+        if segment in inner or parent < 0:
+            open_blocks[segment] = _Block([run], list(paths[segment]))
+            blocks.append(open_blocks[segment])
+            continue
+        block = open_blocks[parent]
+        if sum(map(len, block.queries)) + len(run) > _MAX_QUERIES:
+            block = open_blocks[parent] = _Block([], list(paths[parent]))
+            blocks.append(block)
+        block.queries.append(run)
+        block.keys.append(run)
+    return blocks
 
 
 def _alike(blocks: list[_Block]) -> Iterator[list[_Block]]:

@@ -1,24 +1,32 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rm import native
 from rm.attention import BACKENDS, choose_backend, tree_attention
-from rm.layout import pack
+from rm.layout import Branch, Tree, pack
 from tests.rm.trees import forests
 
-HEADS, GROUPS, WIDTH = 4, 2, 8
+# longer than a tile of queries, a panel of keys, a family and a block; nothing a multiple of anything
+LONG = [
+    Tree([3] * 75, [Branch([3] * 41, [[3] * 7, [3] * 19, [3]]), Branch([3] * 131, [[3] * 13] * 45)]),
+    Tree([3] * 2, [Branch([3] * 3, [[3] * 67])]),
+]
 
 
-def _attend(forest, backend, seed):
+def _attend(forest, backend, seed, heads=(4, 2), width=8, dtype=torch.float32):
     layout = pack(forest)[2]
     tokens = len(layout.segment)
     generator = torch.Generator().manual_seed(seed)
     query, key, value, grad = (
-        torch.randn(tokens, heads, WIDTH, generator=generator, requires_grad=True)
-        for heads in (HEADS, GROUPS, GROUPS, HEADS)
+        torch.randn(tokens, count, width, generator=generator).to(dtype).requires_grad_()
+        for count in (heads[0], heads[1], heads[1], heads[0])
     )
-    out = tree_attention(query, key, value, layout, WIDTH**-0.5, backend)
+    out = tree_attention(query, key, value, layout, width**-0.5, backend)
     out.backward(grad.detach())
     return out, query.grad, key.grad, value.grad
 
@@ -32,6 +40,82 @@ def test_backends_agree_forward_and_backward(forest, seed):
             torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize(("heads", "width"), [((9, 3), 64), ((2, 2), 80), ((4, 1), 20), ((1, 1), 128)])
+def test_backends_agree_on_long_segments_and_odd_widths(heads, width):
+    reference = _attend(LONG, "sdpa", 0, heads, width)
+    for backend in set(BACKENDS) - {"sdpa"}:
+        for got, want in zip(_attend(LONG, backend, 0, heads, width), reference, strict=True):
+            torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-5)
+
+
+def test_the_compiled_kernel_in_bfloat16_errs_by_the_rounding_of_its_output_only():
+    got = _attend(LONG, "cpu_tree", 0, (9, 3), 64, torch.bfloat16)
+    exact = _attend(LONG, "sdpa", 0, (9, 3), 64, torch.bfloat16)[0]  # its softmax is rounded too
+    torch.testing.assert_close(got[0], exact, atol=2e-2, rtol=2e-2)
+    layout = pack(LONG)[2]
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, grad = (
+        torch.randn(len(layout.segment), count, 64, generator=generator).bfloat16().float().requires_grad_()
+        for count in (9, 3, 3, 9)
+    )
+    out = tree_attention(query, key, value, layout, 0.125, "sdpa")
+    torch.testing.assert_close(got[0], out.bfloat16(), atol=1e-6, rtol=2**-7)  # one unit in the last place
+    out.backward(grad.detach())
+    for mine, want in zip(got[1:], (query.grad, key.grad, value.grad), strict=True):
+        torch.testing.assert_close(mine.float(), want, atol=2e-2, rtol=2e-2)
+
+
+def test_the_compiled_kernel_gives_the_same_gradients_on_any_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = _attend(LONG, "cpu_tree", 0)
+        torch.set_num_threads(3)
+        shared = _attend(LONG, "cpu_tree", 0)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first, second) for first, second in zip(alone, shared, strict=True))
+
+
+def test_large_scores_do_not_overflow_and_far_ones_vanish():
+    layout = pack([Tree([3] * 3, [Branch([3], [[3]])])])[2]
+    query, key = torch.full((5, 1, 4), 60.0), torch.zeros(5, 1, 4)
+    key[0], key[1] = 60.0, -60.0
+    value = torch.arange(5.0)[:, None, None].expand(5, 1, 4).contiguous()
+    for backend in BACKENDS:
+        out = tree_attention(query, key, value, layout, 1.0, backend)
+        assert out.abs().max() < 1e-6, backend  # all weight is on key 0, whose value is 0
+
+
+def test_nan_stays_nan_in_bfloat16():
+    query, key = torch.ones(2, 5, 1, 4).bfloat16()
+    key[0] = torch.nan  # of the prompt, which all see
+    layout = pack([Tree([3] * 3, [Branch([3], [[3]])])])[2]
+    assert tree_attention(query, key, query, layout, 1.0, "cpu_tree").isnan().all()
+
+
+def test_without_a_compiler_another_backend_is_chosen_and_the_reason_told(tmp_path):
+    code = "from rm import attention, native; print(attention.choose_backend('auto', 'cpu'), native.reason_missing())"
+    environment = {"CC": str(tmp_path / "no-such-compiler"), "RUBRIC_RM_CACHE": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("cpu_flash ")
+    assert "no-such-compiler" in done.stdout
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path):
+    code = "from rm import native; print(native.reason_missing())"
+    environment = {"CC": "cc --no-such-option", "RUBRIC_RM_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "no-such-option" in done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown backend 'flush'; choose one of auto, cpu_flash, sdpa"):
+    with pytest.raises(ValueError, match="unknown backend 'flush'; choose one of auto, cpu_tree, cpu_flash, sdpa"):
         choose_backend("flush", "cpu")
+
+
+def test_the_compiled_kernel_refuses_other_dtypes():
+    assert native.reason_missing() is None
+    with pytest.raises(ValueError, match=r"cpu_tree: takes float32 or bfloat16 on cpu, got torch.float64 on cpu"):
+        _attend(LONG, "cpu_tree", 0, dtype=torch.float64)

@@ -5,12 +5,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
+from rm.attention import BACKENDS
 from rm.layout import Branch, Tree, pack
 from rm.model import RubricRewardModel
 from rubric_data.errors import UserError
 from tests.rm.trees import forests, paths
-
-BACKENDS = ("cpu_flash", "sdpa")
 
 
 @pytest.fixture(scope="module")

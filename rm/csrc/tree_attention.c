@@ -1,0 +1,456 @@
+/* Attention of packed tokens along rubric trees, forward and backward, on CPU.
+
+   A segment's tokens see all tokens of its ancestors and, causally, their own segment. Segments with the same parent
+   form a family: they share the keys of the path that leads to them. The unit of work is one family (forward) or one
+   whole tree (backward: it alone adds to the tree's key gradients, so sums have a fixed order) for one key/value head
+   and the H / G query heads that read it.
+
+   All arithmetic is float32; inputs and outputs are float32 or bfloat16. Keys are packed in panels of 16 (`[D][16]`),
+   a score row holds path keys and then own keys, each padded to whole panels. Rows are (token, head) pairs, `ROWS`
+   at a time. Widths D are padded with zeros to multiples of 16. No memory grows with the square of anything.
+
+   GCC and Clang vector extensions only: the compiler lowers a 16-float vector to what the processor has. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define ROWS 4        /* rows of a register block */
+#define TILE 32       /* rows whose scores are held at once, about */
+#define MAX_DEPTH 64  /* of a tree */
+
+typedef float vec __attribute__((vector_size(64)));
+typedef int32_t ivec __attribute__((vector_size(64)));
+typedef float vec_u __attribute__((vector_size(64), aligned(4), may_alias));
+
+typedef struct {
+    int32_t heads, kv_heads, width, bfloat16, threads;
+    int32_t families, trees;
+    float scale;
+    const int32_t *start, *length, *parent; /* (S,) of each segment; parent -1 at a root */
+    const int32_t *family_parent;           /* (families,) the segment above, -1 for roots */
+    const int32_t *family_first;            /* (families + 1,) into members */
+    const int32_t *members;                 /* (S,) segments by family */
+    const int32_t *tree_first;              /* (trees + 1,) into families: a tree's families are consecutive */
+    const void *query, *key, *value;        /* (T, H, D), (T, G, D), (T, G, D), contiguous */
+    void *out;                              /* (T, H, D) */
+    float *lse;                             /* (T, H) log2 of the sum of exp2 of scores, scores in base 2 */
+    const void *grad_out;                   /* (T, H, D) */
+    void *grad_query;                       /* (T, H, D) */
+    float *grad_key, *grad_value;           /* (T, G, D), zero on entry */
+} problem;
+
+/* --- small pieces ----------------------------------------------------------------------------------------------- */
+
+static inline int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
+static inline int least(int a, int b) { return a < b ? a : b; }
+
+static inline vec load(const float *p) { return *(const vec_u *)p; }
+static inline void store(float *p, vec v) { *(vec_u *)p = v; }
+static inline vec splat(float x) { return x - (vec){0}; }
+
+static inline vec choose(ivec where, vec yes, vec no) {
+    return (vec)(((ivec)yes & where) | ((ivec)no & ~where));
+}
+
+/* 2^x for x <= 0 (a rounding error above is harmless); 0 below -126. Relative error about 1e-7. */
+static inline vec exp2_of(vec x) {
+    ivec keep = ~(x <= splat(-126.0f)); /* true for NaN, which stays */
+    x = choose(keep, x, splat(-126.0f));
+    ivec whole = __builtin_convertvector(x - 0.5f, ivec); /* truncation: the nearest integer, as x <= 0 */
+    vec f = x - __builtin_convertvector(whole, vec);
+    vec p = splat(1.5252734e-5f);
+    p = p * f + 1.5403530e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    return choose(keep, p * (vec)((whole + 127) << 23), (vec){0});
+}
+
+static inline float sum_of(vec v) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += v[lane];
+    return total;
+}
+
+static inline float max_of(vec v) {
+    float most = v[0];
+    for (int lane = 1; lane < LANES; lane++) most = v[lane] > most ? v[lane] : most;
+    return most;
+}
+
+static inline void read_row(const problem *p, const void *from, int64_t row, float *to, float factor) {
+    int width = p->width;
+    if (p->bfloat16) {
+        const uint16_t *source = (const uint16_t *)from + row * width;
+        for (int d = 0; d < width; d++) {
+            union { uint32_t bits; float value; } x = {(uint32_t)source[d] << 16};
+            to[d] = x.value * factor;
+        }
+    } else {
+        const float *source = (const float *)from + row * width;
+        for (int d = 0; d < width; d++) to[d] = source[d] * factor;
+    }
+}
+
+static inline void write_row(const problem *p, void *to, int64_t row, const float *from, float factor) {
+    int width = p->width;
+    if (p->bfloat16) {
+        uint16_t *target = (uint16_t *)to + row * width;
+        for (int d = 0; d < width; d++) {
+            union { float value; uint32_t bits; } x = {from[d] * factor};
+            uint32_t rounded = (x.bits + 0x7fff + ((x.bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+            uint32_t quiet_nan = 0x7fc0;
+            target[d] = (uint16_t)((x.bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
+        }
+    } else {
+        float *target = (float *)to + row * width;
+        for (int d = 0; d < width; d++) target[d] = from[d] * factor;
+    }
+}
+
+/* --- matrix products on packed operands ------------------------------------------------------------------------- */
+
+/* scores[r][n] = rows[r] . keys[n] for `rows` (a multiple of ROWS) and n in panels; keys in panels [W][16]. */
+static void times_panels(const float *a, int rows, int W, const float *panels, int keys, float *scores, int stride) {
+    for (int first = 0; first < keys; first += 4 * LANES) {
+        int count = least(4, (keys - first) / LANES);
+        const float *base = panels + (int64_t)first * W;
+        for (int row = 0; row < rows; row += ROWS) {
+            const float *x = a + (int64_t)row * W;
+            float *y = scores + (int64_t)row * stride + first;
+            if (count == 4) {
+                vec acc[ROWS][4] = {{{0}}};
+                for (int d = 0; d < W; d++) {
+                    vec k0 = load(base + d * LANES), k1 = load(base + (W + d) * LANES);
+                    vec k2 = load(base + (2 * W + d) * LANES), k3 = load(base + (3 * W + d) * LANES);
+#pragma GCC unroll 4
+                    for (int r = 0; r < ROWS; r++) {
+                        float q = x[r * W + d];
+                        acc[r][0] += q * k0;
+                        acc[r][1] += q * k1;
+                        acc[r][2] += q * k2;
+                        acc[r][3] += q * k3;
+                    }
+                }
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+                    for (int n = 0; n < 4; n++) store(y + (int64_t)r * stride + n * LANES, acc[r][n]);
+            } else {
+                for (int n = 0; n < count; n++) {
+                    vec acc[ROWS] = {{0}};
+                    const float *panel = base + (int64_t)n * W * LANES;
+                    for (int d = 0; d < W; d++) {
+                        vec k = load(panel + d * LANES);
+#pragma GCC unroll 4
+                        for (int r = 0; r < ROWS; r++) acc[r] += x[r * W + d] * k;
+                    }
+#pragma GCC unroll 4
+                    for (int r = 0; r < ROWS; r++) store(y + (int64_t)r * stride + n * LANES, acc[r]);
+                }
+            }
+        }
+    }
+}
+
+/* to[i][d] (+)= sum over j of coefficient(i, j) * b[j][d], for `count` (a multiple of ROWS) i and `inner` j.
+   The coefficient of (i, j) lies at a[i * step_i + j * step_j]; `to` and `b` have rows of W floats. */
+static inline __attribute__((always_inline)) void accumulate(
+    const float *a, int64_t step_i, int64_t step_j, int count, int inner, const float *b, int W, float *to, int add
+) {
+    for (int i = 0; i < count; i += ROWS) {
+        const float *x = a + i * step_i;
+        int d = 0;
+        for (; d + 4 * LANES <= W; d += 4 * LANES) {
+            vec acc[ROWS][4] = {{{0}}};
+            for (int j = 0; j < inner; j++) {
+                const float *row = b + (int64_t)j * W + d;
+                vec b0 = load(row), b1 = load(row + LANES), b2 = load(row + 2 * LANES), b3 = load(row + 3 * LANES);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) {
+                    float c = x[r * step_i + j * step_j];
+                    acc[r][0] += c * b0;
+                    acc[r][1] += c * b1;
+                    acc[r][2] += c * b2;
+                    acc[r][3] += c * b3;
+                }
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+                for (int n = 0; n < 4; n++) {
+                    float *place = to + (int64_t)(i + r) * W + d + n * LANES;
+                    store(place, add ? load(place) + acc[r][n] : acc[r][n]);
+                }
+        }
+        for (; d < W; d += LANES) {
+            vec acc[ROWS] = {{0}};
+            for (int j = 0; j < inner; j++) {
+                vec b0 = load(b + (int64_t)j * W + d);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) acc[r] += x[r * step_i + j * step_j] * b0;
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) {
+                float *place = to + (int64_t)(i + r) * W + d;
+                store(place, add ? load(place) + acc[r] : acc[r]);
+            }
+        }
+    }
+}
+
+/* --- packing ---------------------------------------------------------------------------------------------------- */
+
+/* Rows of `from` (T, G, D), tokens [start, start + count) of head g, into zero-padded rows and / or panels. */
+static void pack_tokens(
+    const problem *p, const void *from, int g, int start, int count, int W, float *rows, float *panels, int at
+) {
+    float one[W];
+    memset(one, 0, sizeof one);
+    for (int n = 0; n < count; n++) {
+        read_row(p, from, (int64_t)(start + n) * p->kv_heads + g, one, 1.0f);
+        if (rows) memcpy(rows + (int64_t)(at + n) * W, one, sizeof one);
+        if (panels) {
+            float *panel = panels + (int64_t)((at + n) / LANES) * W * LANES + (at + n) % LANES;
+            for (int d = 0; d < W; d++) panel[d * LANES] = one[d];
+        }
+    }
+}
+
+static void clear_tokens(int from, int to, int W, float *rows, float *panels) {
+    for (int n = from; n < to; n++) {
+        if (rows) memset(rows + (int64_t)n * W, 0, W * sizeof(float));
+        if (panels) {
+            float *panel = panels + (int64_t)(n / LANES) * W * LANES + n % LANES;
+            for (int d = 0; d < W; d++) panel[d * LANES] = 0;
+        }
+    }
+}
+
+/* Ancestors from the root down; returns how many. */
+static int path_of(const problem *p, int segment, int *path) {
+    int depth = 0, back[MAX_DEPTH];
+    for (; segment >= 0 && depth < MAX_DEPTH; segment = p->parent[segment]) back[depth++] = segment;
+    for (int i = 0; i < depth; i++) path[i] = back[depth - 1 - i];
+    return depth;
+}
+
+static int path_length(const problem *p, const int *path, int depth) {
+    int total = 0;
+    for (int i = 0; i < depth; i++) total += p->length[path[i]];
+    return total;
+}
+
+static void pack_path(
+    const problem *p, const void *from, int g, const int *path, int depth, int W, float *rows, float *panels
+) {
+    int at = 0;
+    for (int i = 0; i < depth; i++) {
+        pack_tokens(p, from, g, p->start[path[i]], p->length[path[i]], W, rows, panels, at);
+        at += p->length[path[i]];
+    }
+    clear_tokens(at, padded(at), W, rows, panels);
+}
+
+/* A buffer of the calling thread that only grows: allocating one in every call would fault its pages in every call. */
+static float *workspace(int64_t floats) {
+    static _Thread_local float *buffer = NULL;
+    static _Thread_local int64_t size = 0;
+    if (floats > size) {
+        free(buffer);
+        buffer = aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+        size = buffer ? floats : 0;
+    }
+    return buffer;
+}
+
+/* Longest path + own segment of any family in [first, last), in padded keys. */
+static int most_keys(const problem *p, int first, int last) {
+    int most = 0, path[MAX_DEPTH];
+    for (int f = first; f < last; f++) {
+        int above = padded(path_length(p, path, path_of(p, p->family_parent[f], path)));
+        for (int m = p->family_first[f]; m < p->family_first[f + 1]; m++) {
+            int keys = above + padded(p->length[p->members[m]]);
+            most = keys > most ? keys : most;
+        }
+    }
+    return most;
+}
+
+/* --- forward ---------------------------------------------------------------------------------------------------- */
+
+/* Turn a row of scores into exp2(score - max), 0 at keys that are padding or in the future; returns max, sets sum. */
+static float softmax_row(float *row, int above, int above_padded, int own, int keys, float *sum) {
+    for (int n = above; n < above_padded; n++) row[n] = -INFINITY;
+    for (int n = above_padded + own; n < keys; n++) row[n] = -INFINITY;
+    vec most = splat(-INFINITY), total = {0};
+    for (int n = 0; n < keys; n += LANES) {
+        vec x = load(row + n);
+        most = choose(x > most, x, most);
+    }
+    float peak = max_of(most);
+    for (int n = 0; n < keys; n += LANES) {
+        vec x = exp2_of(load(row + n) - peak);
+        store(row + n, x);
+        total += x;
+    }
+    *sum = sum_of(total);
+    return peak;
+}
+
+static int forward_family(const problem *p, int f, int g) {
+    int W = padded(p->width), shared = p->heads / p->kv_heads, tokens = (TILE + shared - 1) / shared;
+    int tile_rows = (tokens * shared + ROWS - 1) / ROWS * ROWS;
+    int path[MAX_DEPTH], depth = path_of(p, p->family_parent[f], path);
+    int above = path_length(p, path, depth), above_padded = padded(above), most = most_keys(p, f, f + 1);
+    float *panels = workspace((int64_t)most * W * 2 + (int64_t)tile_rows * (2 * W + most));
+    if (!panels) return 1;
+    float *values = panels + (int64_t)most * W, *queries = values + (int64_t)most * W;
+    float *result = queries + (int64_t)tile_rows * W, *scores = result + (int64_t)tile_rows * W;
+    float factor = p->scale * (float)M_LOG2E;
+    memset(queries, 0, (size_t)tile_rows * W * sizeof(float));
+    pack_path(p, p->key, g, path, depth, W, NULL, panels);
+    pack_path(p, p->value, g, path, depth, W, values, NULL);
+    for (int m = p->family_first[f]; m < p->family_first[f + 1]; m++) {
+        int start = p->start[p->members[m]], length = p->length[p->members[m]];
+        pack_tokens(p, p->key, g, start, length, W, NULL, panels, above_padded);
+        pack_tokens(p, p->value, g, start, length, W, values, NULL, above_padded);
+        clear_tokens(above_padded + length, above_padded + padded(length), W, values, panels);
+        for (int first = 0; first < length; first += tokens) {
+            int count = least(tokens, length - first), rows = count * shared;
+            int block = (rows + ROWS - 1) / ROWS * ROWS, keys = above_padded + padded(first + count);
+            float sums[block];
+            for (int r = 0; r < rows; r++) {
+                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                read_row(p, p->query, row, queries + (int64_t)r * W, factor);
+            }
+            memset(queries + (int64_t)rows * W, 0, (size_t)(block - rows) * W * sizeof(float));
+            times_panels(queries, block, W, panels, keys, scores, most);
+            for (int r = 0; r < block; r++) {
+                int own = r < rows ? first + r / shared + 1 : 1;
+                float peak = softmax_row(scores + (int64_t)r * most, above, above_padded, own, keys, &sums[r]);
+                if (r < rows) {
+                    int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                    p->lse[row] = peak + log2f(sums[r]);
+                }
+            }
+            accumulate(scores, most, 1, block, keys, values, W, result, 0);
+            for (int r = 0; r < rows; r++) {
+                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                write_row(p, p->out, row, result + (int64_t)r * W, 1.0f / sums[r]);
+            }
+        }
+    }
+    return 0;
+}
+
+/* --- backward --------------------------------------------------------------------------------------------------- */
+
+static void add_rows(const problem *p, float *to, int g, int start, int count, const float *rows, int W, float factor) {
+    for (int n = 0; n < count; n++) {
+        float *target = to + ((int64_t)(start + n) * p->kv_heads + g) * p->width;
+        for (int d = 0; d < p->width; d++) target[d] += rows[(int64_t)n * W + d] * factor;
+    }
+}
+
+static int backward_family(const problem *p, int f, int g) {
+    int W = padded(p->width), shared = p->heads / p->kv_heads, tokens = (TILE + shared - 1) / shared;
+    int tile_rows = (tokens * shared + ROWS - 1) / ROWS * ROWS;
+    int path[MAX_DEPTH], depth = path_of(p, p->family_parent[f], path);
+    int above = path_length(p, path, depth), above_padded = padded(above), most = most_keys(p, f, f + 1);
+    int64_t side = (int64_t)most * W, tile = (int64_t)tile_rows * W, square = (int64_t)tile_rows * most;
+    float *key_panels = workspace(5 * side + 3 * tile + 2 * square);
+    if (!key_panels) return 1;
+    float *value_panels = key_panels + side, *keys_rows = value_panels + side;
+    float *grad_keys = keys_rows + side, *grad_values = grad_keys + side;
+    float *queries = grad_values + side, *grads = queries + tile, *result = grads + tile;
+    float *probs = result + tile, *slopes = probs + square;
+    float factor = p->scale * (float)M_LOG2E, back = (float)M_LN2; /* queries carry scale * log2(e) */
+    memset(queries, 0, (size_t)tile * 2 * sizeof(float));
+    memset(grad_keys, 0, (size_t)above_padded * W * sizeof(float));
+    memset(grad_values, 0, (size_t)above_padded * W * sizeof(float));
+    pack_path(p, p->key, g, path, depth, W, keys_rows, key_panels);
+    pack_path(p, p->value, g, path, depth, W, NULL, value_panels);
+    for (int m = p->family_first[f]; m < p->family_first[f + 1]; m++) {
+        int start = p->start[p->members[m]], length = p->length[p->members[m]], end = padded(length);
+        pack_tokens(p, p->key, g, start, length, W, keys_rows, key_panels, above_padded);
+        pack_tokens(p, p->value, g, start, length, W, NULL, value_panels, above_padded);
+        clear_tokens(above_padded + length, above_padded + end, W, keys_rows, key_panels);
+        clear_tokens(above_padded + length, above_padded + end, W, NULL, value_panels);
+        memset(grad_keys + (int64_t)above_padded * W, 0, (size_t)end * W * sizeof(float));
+        memset(grad_values + (int64_t)above_padded * W, 0, (size_t)end * W * sizeof(float));
+        for (int first = 0; first < length; first += tokens) {
+            int count = least(tokens, length - first), rows = count * shared;
+            int block = (rows + ROWS - 1) / ROWS * ROWS, keys = above_padded + padded(first + count);
+            float lse[block], delta[block];
+            for (int r = 0; r < rows; r++) {
+                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                read_row(p, p->query, row, queries + (int64_t)r * W, factor);
+                read_row(p, p->grad_out, row, grads + (int64_t)r * W, 1.0f);
+                read_row(p, p->out, row, result, 1.0f);
+                float dot = 0;
+                for (int d = 0; d < p->width; d++) dot += result[d] * grads[(int64_t)r * W + d];
+                lse[r] = p->lse[row];
+                delta[r] = dot;
+            }
+            memset(queries + (int64_t)rows * W, 0, (size_t)(block - rows) * W * sizeof(float));
+            memset(grads + (int64_t)rows * W, 0, (size_t)(block - rows) * W * sizeof(float));
+            for (int r = rows; r < block; r++) lse[r] = INFINITY, delta[r] = 0; /* probabilities of 0 */
+            times_panels(queries, block, W, key_panels, keys, probs, most);
+            times_panels(grads, block, W, value_panels, keys, slopes, most);
+            for (int r = 0; r < block; r++) {
+                float *prob = probs + (int64_t)r * most, *slope = slopes + (int64_t)r * most;
+                int own = r < rows ? first + r / shared + 1 : 1;
+                for (int n = above; n < above_padded; n++) prob[n] = -INFINITY;
+                for (int n = above_padded + own; n < keys; n++) prob[n] = -INFINITY;
+                for (int n = 0; n < keys; n += LANES) {
+                    vec x = exp2_of(load(prob + n) - lse[r]);
+                    store(prob + n, x);
+                    store(slope + n, x * (load(slope + n) - delta[r]));
+                }
+            }
+            accumulate(slopes, most, 1, block, keys, keys_rows, W, result, 0);
+            for (int r = 0; r < rows; r++) {
+                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                write_row(p, p->grad_query, row, result + (int64_t)r * W, p->scale);
+            }
+            accumulate(slopes, 1, most, keys, block, queries, W, grad_keys, 1);
+            accumulate(probs, 1, most, keys, block, grads, W, grad_values, 1);
+        }
+        add_rows(p, p->grad_key, g, start, length, grad_keys + (int64_t)above_padded * W, W, back);
+        add_rows(p, p->grad_value, g, start, length, grad_values + (int64_t)above_padded * W, W, 1.0f);
+    }
+    int at = 0;
+    for (int i = 0; i < depth; i++) {
+        add_rows(p, p->grad_key, g, p->start[path[i]], p->length[path[i]], grad_keys + (int64_t)at * W, W, back);
+        add_rows(p, p->grad_value, g, p->start[path[i]], p->length[path[i]], grad_values + (int64_t)at * W, W, 1.0f);
+        at += p->length[path[i]];
+    }
+    return 0;
+}
+
+/* --- entry points: 0, or 1 when memory ran out -------------------------------------------------------------------- */
+
+int tree_attention_forward(const problem *p) {
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(p->threads) reduction(| : failed)
+    for (int unit = 0; unit < p->families * p->kv_heads; unit++)
+        failed |= forward_family(p, unit / p->kv_heads, unit % p->kv_heads);
+    return failed;
+}
+
+int tree_attention_backward(const problem *p) {
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(p->threads) reduction(| : failed)
+    for (int unit = 0; unit < p->trees * p->kv_heads; unit++) {
+        int tree = unit / p->kv_heads, g = unit % p->kv_heads;
+        for (int f = p->tree_first[tree]; f < p->tree_first[tree + 1]; f++) failed |= backward_family(p, f, g);
+    }
+    return failed;
+}

@@ -1,0 +1,149 @@
+"""Compile and call the C attention kernel (rm/csrc): built once for a machine, on first use. Owns the foreign calls.
+
+The shared library lies in the cache folder under a hash of source, command and processor. Where no C compiler with
+OpenMP is at hand, or none succeeds, `reason_missing` says why and callers take another backend.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rm.backbone import cache_folder
+from rm.layout import TreeLayout
+from rubric_data.errors import UserError
+from rubric_data.files import atomic_path
+
+_SOURCE = Path(__file__).parent / "csrc" / "tree_attention.c"
+_FLAGS = (
+    "-O3 -march=native -std=gnu11 -fPIC -shared -fopenmp -Wno-unknown-pragmas "
+    # sums may be reordered, for the compiler to use vectors; infinities keep their meaning
+    "-fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno"
+)
+_COMPILE_SECONDS = 120
+_log = logging.getLogger(__name__)
+
+
+class _Problem(ctypes.Structure):
+    """`problem` of tree_attention.c, field by field."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int32)
+            for name in ("heads", "kv_heads", "width", "bfloat16", "threads", "families", "trees")
+        ),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("start", "length", "parent")),
+        *((name, ctypes.c_void_p) for name in ("family_parent", "family_first", "members", "tree_first")),
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in ("grad_out", "grad_query", "grad_key", "grad_value")),
+    )
+
+
+def forward(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layout: TreeLayout, scale: float):
+    """Attention (T, H, D) in the inputs' dtype, float32 or bfloat16, and log2-sum-exp2 of the scores (T, H) float32."""
+    query, key, value = (x.contiguous() for x in (query_THD, key_TGD, value_TGD))
+    out = torch.empty_like(query)
+    lse = torch.empty(query.shape[:2])
+    _run("forward", _problem(query, key, layout, scale), query=query, key=key, value=value, out=out, lse=lse)
+    return out, lse
+
+
+def backward(
+    grad_THD: Tensor,
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    out_THD: Tensor,
+    lse_TH: Tensor,
+    layout: TreeLayout,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, in the inputs' dtype; ``out`` and ``lse`` are what `forward` returned."""
+    query, key, value, grad = (x.contiguous() for x in (query_THD, key_TGD, value_TGD, grad_THD))
+    grad_query = torch.empty_like(query)
+    grad_key, grad_value = (torch.zeros(key.shape) for _ in range(2))
+    _run(
+        "backward", _problem(query, key, layout, scale), query=query, key=key, value=value, out=out_THD, lse=lse_TH,
+        grad_out=grad, grad_query=grad_query, grad_key=grad_key, grad_value=grad_value,
+    )  # fmt: skip
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+
+
+def reason_missing() -> str | None:
+    """Why there is no compiled kernel on this machine, in one line; None if there is."""
+    return _library()[1]
+
+
+def _problem(query: Tensor, key: Tensor, layout: TreeLayout, scale: float) -> _Problem:
+    if query.dtype not in (torch.float32, torch.bfloat16) or query.device.type != "cpu":
+        raise ValueError(f"cpu_tree: takes float32 or bfloat16 on cpu, got {query.dtype} on {query.device}")
+    families = layout.families
+    arrays = (layout.start, layout.length, layout.parent, *families)
+    names = ("start", "length", "parent", "family_parent", "family_first", "members", "tree_first")
+    return _Problem(
+        heads=query.shape[1],
+        kv_heads=key.shape[1],
+        width=query.shape[2],
+        bfloat16=query.dtype == torch.bfloat16,
+        threads=torch.get_num_threads(),
+        families=len(families.parent),
+        trees=len(families.tree_first) - 1,
+        scale=scale,
+        **{name: array.data_ptr() for name, array in zip(names, arrays, strict=True)},
+    )
+
+
+def _run(name: str, problem: _Problem, **tensors: Tensor) -> None:
+    library, reason = _library()
+    if library is None:
+        raise UserError(f"attention: backend cpu_tree is not available ({reason}); choose cpu_flash")
+    for field, tensor in tensors.items():
+        setattr(problem, field, tensor.data_ptr())
+    if getattr(library, f"tree_attention_{name}")(ctypes.byref(problem)):
+        raise MemoryError(f"tree attention, {name}: out of memory")
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL | None, str | None]:
+    try:
+        return ctypes.CDLL(str(_built())), None
+    except (OSError, UserError, subprocess.SubprocessError) as error:
+        detail = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+        reason = detail[0] if detail else str(error)
+        _log.warning("no compiled attention kernel, torch's own is used: %s", reason)
+        return None, reason
+
+
+def _built() -> Path:
+    """The shared library of this source on this machine, compiled if it is not there yet."""
+    source = _SOURCE.read_bytes()
+    command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS.split()]
+    identity = hashlib.sha256(b"\0".join([source, shlex.join(command).encode(), _processor()])).hexdigest()[:16]
+    path = cache_folder() / "kernels" / f"tree_attention-{identity}.so"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            subprocess.run(
+                [*command, str(_SOURCE), "-o", str(temporary), "-lm"],
+                check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS,
+            )  # fmt: skip
+    return path
+
+
+def _processor() -> bytes:
+    """What -march=native looks at: a cache folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return "\n".join(
+        sorted({x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))})
+    ).encode()
