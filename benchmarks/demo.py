@@ -1,7 +1,6 @@
 """Record a finished demo run and quote it in the README: `make demo`, then `python -m benchmarks.demo runs/demo-…`.
 
-The record, benchmarks/results/demo.json, holds the run's summary with commit, machine and versions. Run it on the
-commit that made the run.
+The record, benchmarks/results/demo.json, holds the run's summary with its commit, machine and versions.
 """
 
 import argparse
@@ -9,7 +8,7 @@ import json
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT, circumstances
-from rubric_data.files import write_json, write_text
+from rubric_data.files import ORIGIN_NAME, write_json, write_text
 
 _BEGIN, _END = "<!-- demo:begin -->", "<!-- demo:end -->"
 
@@ -29,7 +28,9 @@ def main() -> None:
     folder = parser.parse_args().run
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    record = {"name": "demo", **circumstances(config), "summary": summary}
+    origin = json.loads((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
+    made = {key: origin[key] for key in ("commit", "dirty")}
+    record = {"name": "demo", **circumstances(config, made), "summary": summary}
     write_json(RESULTS / "demo.json", record)
     readme = ROOT / "README.md"
     tables = (folder / "summary.md").read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rubric_data.errors import UserError
-from rubric_data.files import write_json
+from rubric_data.files import commit, write_json
 from rubric_data.records import content_hash
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,12 +65,15 @@ def write_record(
     return path
 
 
-def circumstances(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What every record says of its making: when, command, commit, configuration, machine, versions."""
+def circumstances(config: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What every record says of its making: when, command, commit, configuration, machine, versions.
+
+    ``origin``: commit and dirty flag of the run that is recorded, where that was another process.
+    """
     return {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command(),
-        **commit(),
+        **(checked_out() if origin is None else origin),
         "config": dict(config),
         "config_hash": content_hash(dict(config))[:16],
         "machine": machine(),
@@ -86,21 +88,12 @@ def command() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def commit() -> dict[str, str | bool]:
-    """The commit that is checked out, and whether tracked files differ from it."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"{ROOT}: no commit can be read ({done.stderr.strip()}); run benchmarks in a git checkout")
-        return done.stdout.strip()
-
-    changed = [
-        line
-        for line in git("status", "--porcelain", "--untracked-files=no").splitlines()
-        if "benchmarks/results/" not in line  # a record does not make the next one dirty
-    ]
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+def checked_out() -> dict[str, str | bool]:
+    """The commit that is checked out, and whether tracked files differ from it. Raises UserError outside a checkout."""
+    found = commit(ROOT)
+    if found is None:
+        raise UserError(f"{ROOT}: no commit can be read; run benchmarks in a git checkout")
+    return found
 
 
 def machine() -> dict[str, Any]:

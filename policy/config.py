@@ -29,6 +29,7 @@ class PolicyConfig:
     missing_eos_penalty: float | None = None  # subtracted from the reward of a rollout that never ends
     lora_rank: int = 16  # of the adapter
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
+    lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
     gold_sample: int = 16  # rollouts of an update that the judge also scores
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -42,6 +42,7 @@ from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mea
 from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
+from rm.lora import attach_lora
 from rm.metrics import Estimate
 from rm.scorer import RubricScorer
 from rubric_data.config import JudgeConfig
@@ -130,6 +131,8 @@ def check(config: PolicyConfig) -> None:
         raise UserError(
             f"batch_size: {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}; change one"
         )
+    if config.lora_layers is not None and config.lora_layers < 1:
+        raise UserError(f"lora_layers: must be at least 1, got {config.lora_layers}; raise it or leave it out")
     if config.temperature <= 0:
         raise UserError(f"temperature: must be positive, got {config.temperature}; PPO needs samples that differ")
 
@@ -150,11 +153,14 @@ def train(
     # nothing of the model's own generation defaults (top_k, penalties) may bend the distribution PPO reasons about
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     critic = FrozenCritic(model, config.critic_layers)
-    lora = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    policy = attach_lora(
+        model,
+        model.get_decoder().layers,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        top_layers=config.lora_layers,
+        task_type="CAUSAL_LM",
     )
-    # LoRA in the model's own dtype: casting to float32 and back costs a third of a step on a CPU
-    policy = get_peft_model(model, lora, autocast_adapter_dtype=False)
     log = StepLog(config, folder / "metrics.jsonl", adapter, judge)
     trainer = ppo.PPOTrainer(
         args=ppo_config(ppo, config, folder, on_cpu=model.device.type == "cpu"),

@@ -1,8 +1,11 @@
-"""Attention over a rubric tree, plugged into transformers' decoders by name. Owns the kernels, not the layout.
+"""Attention over a rubric tree, plugged into transformers' decoders by name. Owns the choice of kernel, not the layout.
 
-Backends: `cpu_tree` (our C kernel, `rm.native`, where a C compiler is at hand), `cpu_flash` (torch's CPU flash
-kernel, one call for each group of blocks of the layout, with the kernel's own backward) and `sdpa` (one dense mask over
-the whole row: the reference).
+Backends, fastest first where they run:
+
+- `flash_attention_2`, `torch_varlen`: ragged flash kernels on CUDA (`rm.varlen`).
+- `cpu_tree`: our C kernel (`rm.native`), where a C compiler is at hand.
+- `cpu_flash`: torch's CPU flash kernel and its backward, one call for each group of blocks of the layout.
+- `sdpa`: one dense mask over the whole row, anywhere: the reference, and the only one for float32 on CUDA.
 """
 
 import torch
@@ -13,26 +16,37 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from rm import native
 from rm.layout import AttentionGroup, TreeLayout
+from rm.varlen import KERNELS, VARLEN_BACKENDS, best_varlen, varlen_attention
 
-BACKENDS = ("cpu_tree", "cpu_flash", "sdpa")
-_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")  # forward arguments that mean: not plain causal attention
+NAME = "rubric_tree"  # the ``attn_implementation`` of every backbone; which kernel is decided at each call
+BACKENDS = (*VARLEN_BACKENDS, "cpu_tree", "cpu_flash", "sdpa")
 
 
-def choose_backend(name: str, device: torch.device | str) -> str:
-    """``name``, or for 'auto' the fastest backend ``device`` has. Raises ValueError on an unknown name."""
-    if name == "auto":
-        if torch.device(device).type != "cpu":
-            return "sdpa"
-        return "cpu_flash" if native.reason_missing() else "cpu_tree"
-    if name not in BACKENDS:
+def check_backend(name: str) -> None:
+    """Raise ValueError if ``name`` is neither 'auto' nor one of `BACKENDS`."""
+    if name != "auto" and name not in BACKENDS:
         raise ValueError(f"attention: unknown backend {name!r}; choose one of auto, {', '.join(BACKENDS)}")
+
+
+def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
+    """``name``, or for 'auto' the fastest backend that ``device`` has for ``dtype``.
+
+    Raises ValueError on an unknown name, and where ``name`` cannot run on ``device`` or in ``dtype``.
+    """
+    check_backend(name)
+    device = torch.device(device)
+    half = dtype in (torch.float16, torch.bfloat16)
+    if name == "auto":
+        if device.type == "cpu":
+            return "cpu_flash" if native.reason_missing() or dtype == torch.float16 else "cpu_tree"
+        return (best_varlen(device) if half else None) or "sdpa"
+    if name in VARLEN_BACKENDS and (device.type != "cuda" or not half):
+        raise ValueError(
+            f"attention: {name} computes in float16 or bfloat16 on CUDA, got {dtype} on {device}; choose auto"
+        )
+    if name.startswith("cpu_") and device.type != "cpu":
+        raise ValueError(f"attention: {name} runs on CPU, got {device}; choose auto")
     return name
-
-
-def attention_name(backend: str) -> str:
-    """The ``attn_implementation`` that makes a transformers model use ``backend``."""
-    # transformers takes any name with "flash" in it for one of its own kernels
-    return "rubric_tree_" + backend.replace("flash", "fa")
 
 
 def tree_attention(
@@ -44,6 +58,8 @@ def tree_attention(
     """
     if backend == "sdpa":
         return _dense_attention(query_THD, key_TGD, value_TGD, layout, scale)
+    if backend in VARLEN_BACKENDS:
+        return varlen_attention(query_THD, key_TGD, value_TGD, layout, scale, KERNELS[backend])
     if backend == "cpu_tree":
         return _NativeTree.apply(query_THD, key_TGD, value_TGD, layout, scale)
     # in float32, because torch's bfloat16 CPU backward is 10 to 20 times slower (benchmarks/LOG.md)
@@ -115,28 +131,49 @@ def _gather(query: Tensor, key: Tensor, value: Tensor, group: AttentionGroup) ->
     return tuple(x.transpose(1, 2) for x in rows)  # type: ignore[return-value]
 
 
-def _forward_of(backend: str):
-    def forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, tree_layout=None, **kwargs):
-        if tree_layout is None:
-            raise ValueError("rubric-tree attention: called without tree_layout; use RubricRewardModel")
-        odd = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-        if odd or dropout:
-            raise ValueError(
-                f"rubric-tree attention: {type(module).__name__} asks for {', '.join(odd) or 'dropout'}, "
-                "which a tree cannot honour exactly; choose a backbone with plain causal attention"
-            )
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        return tree_attention(query, key, value, tree_layout, scale, backend)[None], None
+def _forward(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    tree_layout=None,
+    tree_backend="auto",
+    **kwargs,
+):
+    if tree_layout is None:
+        raise ValueError("rubric-tree attention: called without tree_layout; use RubricRewardModel")
+    _check_plain(type(module).__name__, tree_layout, dropout, kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = choose_backend(tree_backend, query.device, query.dtype)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return tree_attention(query, key, value, tree_layout, scale, backend)[None], None
 
-    return forward
+
+def _check_plain(layer: str, layout: TreeLayout, dropout: float, asked: dict) -> None:
+    """Raise ValueError if a layer asks for attention that a tree would not honour exactly."""
+    window = asked.get("sliding_window")
+    if window is not None and layout.longest_path > window:
+        raise ValueError(
+            f"rubric-tree attention: {layer} looks back {window} tokens only, and a path of this batch has "
+            f"{layout.longest_path}; set max_length to {window} or choose a backbone without sliding window"
+        )
+    odd = [name for name in ("softcap", "s_aux", "attention_bias", "position_bias") if asked.get(name) is not None]
+    if dropout:
+        odd.append("dropout")
+    if odd:
+        raise ValueError(
+            f"rubric-tree attention: {layer} asks for {', '.join(odd)}, which a tree does not honour; "
+            "choose a backbone with plain causal attention"
+        )
 
 
 def register() -> None:
-    """Make every backend known to transformers, with a mask function that builds no mask."""
-    for backend in BACKENDS:
-        AttentionInterface.register(attention_name(backend), _forward_of(backend))
-        AttentionMaskInterface.register(attention_name(backend), lambda *args, **kwargs: None)
+    """Make tree attention known to transformers, with a mask function that builds no mask."""
+    AttentionInterface.register(NAME, _forward)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
 register()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Backend = Literal["auto", "cpu_tree", "cpu_flash", "sdpa"]
+Backend = Literal["auto", "flash_attention_2", "torch_varlen", "cpu_tree", "cpu_flash", "sdpa"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 

@@ -8,7 +8,7 @@ ancestor; siblings never see each other; positions restart at the parent's end:
     depth     0 0 0 0 1 1 1 2 2 2 2 1 1 1 1 2 2 2
     position  0 1 2 3 4 5 6 7 8 7 8 4 5 6 7 8 9 10
 
-Two views of the same tree, each built when first asked for:
+Three views of the same tree, each built when first asked for:
 
 - `TreeLayout.families`, for kernels that walk the tree: segments with the same parent, which share the keys of the
   path that leads to them.
@@ -16,6 +16,9 @@ Two views of the same tree, each built when first asked for:
   the keys these may see: a prompt over itself; a response and some of its criteria over the prompt, the response and
   those criteria. Every token is a query of one block, so a block's attention is complete, and no block is wider than
   its longest path and `_MAX_QUERIES`.
+
+- `TreeLayout.varlen_calls`, for kernels that read ragged sequences: one causal call over all segments, and one call
+  for each depth, in which the descendants of a segment read it.
 
 Shape letters: T packed tokens, S segments, N (response, criterion) pairs in depth-first order; F families, n blocks
 of a group, Q queries, K keys.
@@ -83,6 +86,31 @@ class Families(NamedTuple):
     tree_first: Tensor
 
 
+class VarlenCall(NamedTuple):
+    """One call of a variable-length kernel: sequence i has queries ``query_first[i] : query_first[i + 1]``, keys alike.
+
+    ``queries`` and ``keys``: token positions of the call's rows, None where they are all tokens in order;
+    ``query_first``, ``key_first`` (sequences + 1,) int32; a causal call has the same queries and keys.
+    """
+
+    queries: Tensor | None
+    keys: Tensor | None
+    query_first: Tensor
+    key_first: Tensor
+    longest_query: int
+    longest_key: int
+    causal: bool
+
+    def to(self, device: torch.device) -> "VarlenCall":
+        """The same call with its tensors on ``device``."""
+        return self._replace(
+            queries=None if self.queries is None else self.queries.to(device),
+            keys=None if self.keys is None else self.keys.to(device),
+            query_first=self.query_first.to(device),
+            key_first=self.key_first.to(device),
+        )
+
+
 @dataclass(frozen=True)
 class TreeLayout:
     """Everything attention and the verdict head need to know of a packed batch of trees.
@@ -108,6 +136,14 @@ class TreeLayout:
         return torch.repeat_interleave(torch.arange(len(self.length), device=self.length.device), self.length)
 
     @functools.cached_property
+    def longest_path(self) -> int:
+        """Tokens from a root to the end of the deepest leaf."""
+        reach: list[int] = []
+        for length, parent in zip(self.length.tolist(), self.parent.tolist(), strict=True):
+            reach.append(length + (reach[parent] if parent >= 0 else 0))
+        return max(reach)
+
+    @functools.cached_property
     def families(self) -> Families:
         """The segments by parent, for kernels that walk the tree."""
         return _families(self.parent.tolist(), self.length.tolist())
@@ -117,6 +153,12 @@ class TreeLayout:
         """Blocks of like size, for kernels that know only batches; they cover every token as a query once."""
         blocks = _blocks(self.start.tolist(), self.length.tolist(), self.parent.tolist())
         return tuple(_group(members, self.segment, self.parent.long()) for members in _alike(blocks))
+
+    @functools.cached_property
+    def varlen_calls(self) -> tuple[VarlenCall, ...]:
+        """Calls that together make up tree attention (see `rm.varlen`); the first one is causal over all segments."""
+        calls = _varlen_calls(self.start.tolist(), self.length.tolist(), self.parent.tolist())
+        return tuple(call.to(self.start.device) for call in calls)
 
     def mask(self) -> Tensor:
         """Dense (T, T) bool: True where the row's token may look at the column's. For tests and small inputs."""
@@ -197,6 +239,31 @@ def _families(parents: Sequence[int], lengths: Sequence[int]) -> Families:
                 add(parent, family)
         tree_first.append(len(above))
     return Families(*(torch.tensor(x, dtype=torch.int32) for x in (above, first, members, tree_first)))
+
+
+def _varlen_calls(starts: Sequence[int], lengths: Sequence[int], parents: Sequence[int]) -> Iterator[VarlenCall]:
+    first = torch.tensor([*starts, starts[-1] + lengths[-1]], dtype=torch.int32)
+    yield VarlenCall(None, None, first, first, max(lengths), max(lengths), True)
+    depths: list[int] = []
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]  # of all that descends from it
+    for parent in parents:
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    for segment in reversed(range(len(parents))):
+        if parents[segment] >= 0:
+            ends[parents[segment]] = max(ends[parents[segment]], ends[segment])
+    for depth in range(max(depths)):
+        read = [s for s in range(len(parents)) if depths[s] == depth and ends[s] > starts[s] + lengths[s]]
+        below = [range(starts[s] + lengths[s], ends[s]) for s in read]  # depth-first: descendants are consecutive
+        own = [range(starts[s], starts[s] + lengths[s]) for s in read]
+        queries, query_first = _runs(below)
+        keys, key_first = _runs(own)
+        yield VarlenCall(queries, keys, query_first, key_first, max(map(len, below)), max(map(len, own)), False)
+
+
+def _runs(runs: Sequence[range]) -> tuple[Tensor, Tensor]:
+    """Positions of consecutive runs, and where each begins among them (runs + 1,) int32."""
+    first = torch.tensor([0, *map(len, runs)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return torch.cat([torch.arange(run.start, run.stop) for run in runs]), first
 
 
 @dataclass(frozen=True)

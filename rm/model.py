@@ -9,35 +9,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from rm import template
-from rm.attention import attention_name, choose_backend
+from rm.attention import NAME, check_backend
 from rm.backbone import as_dtype, load_causal_lm, load_tokenizer
 from rm.layout import TreeLayout
+from rm.lora import attach_lora, compute_in_backbone_dtype, merged
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, write_json
 
 _DESCRIPTION = "rubric_rm.json"  # what a model folder says about itself
 _HEAD = "head.safetensors"
-
-
-class _LoraInBackboneDtype:
-    """How peft's LoRA layers compute here: float32 weights, used in the dtype of the backbone's activations.
-
-    peft would cast every token to float32 and back, and scale and add in passes of their own: the same result to
-    rounding, at half the speed. peft calls ``forward`` in place of its own arithmetic (`LoraLayer.lora_variant`).
-    """
-
-    @staticmethod
-    def forward(module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: object) -> Tensor:
-        down_RD, up_DR = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
-        low = nn.functional.linear(x, (module.scaling[active_adapter] * down_RD).to(x.dtype))
-        return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), up_DR.to(x.dtype).T).view_as(result)
 
 
 class RubricRewardModel(nn.Module):
@@ -48,8 +34,12 @@ class RubricRewardModel(nn.Module):
 
     accepts_loss_kwargs = True  # the Trainer then hands us the global verdict count instead of averaging micro-batches
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear, base: str, max_length: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Linear, base: str, max_length: int, attention: str = "auto"
+    ) -> None:
         super().__init__()
+        check_backend(attention)
+        self.attention = attention  # backend of tree attention, see `rm.attention`; auto asks the device it is on
         self.backbone: Any = backbone  # a decoder without language-model head, or a PeftModel around one
         self.head = head
         self.base = base  # where the backbone's pretrained weights come from
@@ -64,9 +54,8 @@ class RubricRewardModel(nn.Module):
         Raises UserError if it cannot be loaded or if ``max_length`` exceeds its window.
         """
         tokenizer = load_tokenizer(base)
-        language_model = load_causal_lm(
-            base, dtype=as_dtype(dtype), attention=attention_name(choose_backend(attention, "cpu"))
-        )
+        check_backend(attention)
+        language_model = load_causal_lm(base, dtype=as_dtype(dtype), attention=NAME)
         window = getattr(language_model.config, "max_position_embeddings", None)
         if window is not None and max_length > window:
             raise UserError(f"max_length: {max_length} exceeds the {window}-token window of {base!r}; lower it")
@@ -76,7 +65,7 @@ class RubricRewardModel(nn.Module):
         with torch.no_grad():
             head.weight.copy_((rows[yes] - rows[no])[None])
             head.bias.zero_()
-        return cls(language_model.base_model, head, base, max_length)
+        return cls(language_model.base_model, head, base, max_length, attention)
 
     @property
     def config(self):
@@ -88,17 +77,7 @@ class RubricRewardModel(nn.Module):
 
         ``top_layers``: only of so many last layers, which spares the backward pass the ones below; None means all.
         """
-        layers = self.backbone.layers
-        first = 0 if top_layers is None else max(len(layers) - top_layers, 0)
-        targets = [
-            f"layers.{index}.{name}"
-            for index in range(first, len(layers))
-            for name, module in layers[index].named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
-        self.backbone = get_peft_model(self.backbone, config)
-        _compute_in_backbone_dtype(self.backbone)
+        self.backbone = attach_lora(self.backbone, self.backbone.layers, rank=rank, alpha=alpha, top_layers=top_layers)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: TreeLayout) -> Tensor:
         """Verdict logits (N,), float32, in the depth-first order of the packed trees.
@@ -107,16 +86,18 @@ class RubricRewardModel(nn.Module):
         """
         layout = layout.to(input_ids.device)
         hidden_1TD = self.backbone(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, tree_layout=layout
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            tree_layout=layout,
+            tree_backend=self.attention,
         ).last_hidden_state
         return self.head(hidden_1TD[0, layout.answers].float()).squeeze(-1)
 
     def merge(self) -> None:
         """Fold the LoRA weights into the backbone; scores change only by rounding to the backbone's dtype."""
         if isinstance(self.backbone, PeftModel):
-            for layer in _lora_layers(self.backbone):
-                layer.lora_variant.clear()  # what is merged is plain LoRA
-            self.backbone = self.backbone.merge_and_unload()
+            self.backbone = merged(self.backbone)
 
     def save(self, folder: str | Path) -> None:
         """Write the model into ``folder``: LoRA or full weights, head, description; safetensors only."""
@@ -159,26 +140,12 @@ class RubricRewardModel(nn.Module):
         if description["adapter"]:
             model = cls.from_language_model(base, max_length=max_length, dtype=dtype, attention=attention)
             model.backbone = PeftModel.from_pretrained(model.backbone, str(folder / "backbone"))
-            _compute_in_backbone_dtype(model.backbone)
+            compute_in_backbone_dtype(model.backbone)
         else:
-            backbone = AutoModel.from_pretrained(
-                folder / "backbone",
-                dtype=as_dtype(dtype),
-                attn_implementation=attention_name(choose_backend(attention, "cpu")),
-            )
-            model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length)
+            backbone = AutoModel.from_pretrained(folder / "backbone", dtype=as_dtype(dtype), attn_implementation=NAME)
+            model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length, attention)
         model.head.load_state_dict(load_file(folder / _HEAD))
         return model.eval()
-
-
-def _lora_layers(backbone: nn.Module) -> list[LoraLayer]:
-    return [module for module in backbone.modules() if isinstance(module, LoraLayer)]
-
-
-def _compute_in_backbone_dtype(backbone: PeftModel) -> None:
-    for layer in _lora_layers(backbone):
-        layer.cast_input_dtype_enabled = False
-        layer.lora_variant.update(dict.fromkeys(layer.lora_A, _LoraInBackboneDtype))
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 from rubric_data.errors import UserError
 
 CONFIG_NAME = "config.json"  # the resolved configuration, written into every run folder
+ORIGIN_NAME = "origin.json"  # beside it: the command, and the commit where there is one
+_ROOT = Path(__file__).resolve().parent.parent  # of the checkout, if this is one
 
 
 @contextmanager
@@ -50,18 +54,38 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def start_run(output: str | Path, config: dict[str, Any], *, resume: bool = False) -> Path:
-    """Create the folder of one run and store its resolved configuration in it.
+def commit(root: Path = _ROOT) -> dict[str, str | bool] | None:
+    """The commit checked out at ``root`` and whether tracked files differ from it; None if that is no checkout.
 
-    A folder that already holds a run is refused, unless ``resume`` is set and the stored
-    configuration is the same but for ``resume`` itself. Raises UserError otherwise.
+    Records in benchmarks/results and the README that quotes them do not count as differing.
+    """
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results", ":!README.md")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def start_run(output: str | Path, config: dict[str, Any], *, resume: bool | None = None) -> Path:
+    """Create the folder of one run and store its resolved configuration and its origin in it.
+
+    A folder that already holds a run is refused, unless ``resume`` is true and the stored configuration is the same
+    but for ``resume`` itself; None says that this kind of run cannot be resumed. Raises UserError otherwise.
     """
     folder = Path(output)
     stored = folder / CONFIG_NAME
     settled = json.loads(json.dumps({key: value for key, value in config.items() if key != "resume"}))
     if stored.exists():
         if not resume:
-            raise UserError(f"{folder}: holds a run already; choose another --output, or add --resume true to go on")
+            otherwise = "" if resume is None else ", or add --resume true to go on"
+            raise UserError(f"{folder}: holds a run already; choose another --output{otherwise}")
         before = json.loads(stored.read_text(encoding="utf-8"))
         changed = sorted(key for key in {*before, *settled} if before.get(key) != settled.get(key))
         if changed:
@@ -71,5 +95,6 @@ def start_run(output: str | Path, config: dict[str, Any], *, resume: bool = Fals
         raise UserError(f"{folder}: is a file; choose a folder for --output")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no run; choose another --output")
+    write_json(folder / ORIGIN_NAME, {"command": sys.argv, "commit": None, "dirty": None} | (commit() or {}))
     write_json(stored, settled)
     return folder

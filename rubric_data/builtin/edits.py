@@ -18,6 +18,7 @@ from rubric_data.records import Rubric
 from rubric_data.reward import rubric_reward
 from rubric_data.verifiers import prepare, sentences_of, words_of
 
+PERFECT = "edit:toward-all"  # the generator of the exemplar that meets the whole rubric
 _STEPS, _RESTARTS = 60, 5
 
 _FRAMES: dict[str, tuple[str, ...]] = {
@@ -489,7 +490,7 @@ def _reach(
     return None
 
 
-def perfect(bench: Bench, samples: Sequence[str], seed: str, used: set[str]) -> str | None:
+def _perfect(bench: Bench, samples: Sequence[str], seed: str, used: set[str]) -> str | None:
     """A response that meets the whole rubric; None if none was found."""
     return _reach(bench, bench.ideal, lambda random: _compose(bench, samples, random), f"{seed} toward-all", used)
 
@@ -501,7 +502,7 @@ def exemplars(bench: Bench, samples: Sequence[str], seed: str) -> list[tuple[str
     criteria repaired, and two good texts with several criteria broken. One that cannot be reached is left out.
     """
     used = set(samples)
-    found = [("edit:toward-all", perfect(bench, samples, seed, used))]
+    found = [(PERFECT, _perfect(bench, samples, seed, used))]
     found += [("edit:excellent-minus-one", text) for text in _minus_one(bench, samples, seed, used)]
     # a reward that an excellent one has already would only make a tie among the best
     rewards = {bench.reward(text) for _, text in found if text is not None}
@@ -547,7 +548,7 @@ def _reward(bench: Bench, verdicts: Sequence[bool]) -> float:
 
 def _broken(bench: Bench, count: int, random: Random) -> list[int]:
     """``count`` criteria to break, those that most responses meet rather than others."""
-    keys = [random.random() ** (1 / 4 if choice.check in _OFTEN_MET else 1) for choice in bench.choices]
+    keys = [random.random() ** (1 / 8 if choice.check in _OFTEN_MET else 1) for choice in bench.choices]
     return sorted(range(len(keys)), key=lambda i: -keys[i])[:count]
 
 

@@ -9,12 +9,12 @@ same words give the same data.
 import hashlib
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 from rubric_data.builtin.criteria import CHECKS, Choice, choose
-from rubric_data.builtin.edits import Bench, exemplars, perfect
+from rubric_data.builtin.edits import PERFECT, Bench, exemplars
 from rubric_data.builtin.topics import Topic, load_topics
 from rubric_data.records import Rubric, Split
 from rubric_data.verifiers import verify
@@ -275,11 +275,15 @@ def _words_of(choice: Choice) -> set[str]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A prompt with its whole rubric, and the choices that it was made from, in the same order."""
+    """A prompt with its whole rubric, the choices that it was made from, in the same order, and its exemplars.
+
+    ``edits``: (generator, response), see `rubric_data.builtin.edits.exemplars`.
+    """
 
     draft: Draft
     rubric: Rubric
     choices: tuple[Choice, ...]
+    edits: tuple[tuple[str, str], ...] = ()
 
     @property
     def bench(self) -> Bench:
@@ -288,6 +292,7 @@ class Finished:
 
 
 _ATTEMPTS = 20
+_LEAST_EDITS = 5  # exemplars of a prompt, the perfect one among them
 # what any policy can learn to do, whatever the prompt; every rubric holds some
 _LEARNABLE = frozenset(
     {
@@ -300,9 +305,35 @@ _LEARNABLE = frozenset(
         "short_sentences",
         "one_paragraph",
         "short_words",
+        "words_min",
+        "sentences_min",
+        "asks",
+        "digit",
+        "exclaims",
     }
 )
 _LEARNABLE_COUNT = 3
+# what short responses meet more easily, and what long ones do: prompts mostly ask for brevity, so that without a
+# counterweight the length of a response would tell most of its verdicts
+_BRIEF = frozenset(
+    {
+        "words_max",
+        "sentences_max",
+        "short_sentences",
+        "short_words",
+        "complete",
+        "no_comma",
+        "avoid",
+        "no_you",
+        "no_first_person",
+        "asks_nothing",
+        "no_digit",
+        "no_exclaim",
+        "one_paragraph",
+        "no_repeat",
+    }
+)
+_AMPLE = frozenset({"words_min", "sentences_min", "keyword", "twice", "any_of", "both", "asks", "digit", "you"})
 _COMMON = ("and", "is", "it", "can", "many", "that", "of", "also")
 _AIM = 0.40  # of samples that meet a criterion: exemplars meet more, so that about half of all responses do
 
@@ -311,7 +342,7 @@ def _options(tag: str, draft: Draft, random: Random) -> list[Choice]:
     """Unstated checks of one family that make sense for the prompt."""
     topic, kind = draft.topic, draft.kind
     numbers: dict[str, dict[str, Sequence[int]]] = {
-        "length": {"words_max": range(18, 45, 2), "words_min": range(10, 40, 2)},
+        "length": {"words_max": range(18, 45, 2), "words_min": range(16, 36, 2)},
         "sentences": {
             "short_sentences": range(10, 25, 2),
             "sentences_exact": (1, 2),
@@ -377,11 +408,12 @@ def finish_rubrics(drafts: Sequence[Draft], samples: Mapping[str, Sequence[str]]
                 chosen.append(_draw(draft, chosen, tally, share, random, _LEARNABLE if is_due else CHECKS))
                 tally[chosen[-1].tag].append(share(chosen[-1], draft))
             one = _finish(draft, chosen, [share(choice, draft) for choice in chosen], random)
-            if perfect(one.bench, samples[draft.prompt_id], f"{SEED} edits {draft.prompt_id}", set()) is not None:
+            edits = exemplars(one.bench, samples[draft.prompt_id], f"{SEED} edits {draft.prompt_id}")
+            if len(edits) >= _LEAST_EDITS and edits[0][0] == PERFECT:
                 break
         else:
             raise ValueError(f"{draft.prompt_id}: no rubric with a perfect response in {_ATTEMPTS} attempts")
-        finished[draft.prompt_id], met = one, tally
+        finished[draft.prompt_id], met = replace(one, edits=tuple(edits)), tally
     return [finished[draft.prompt_id] for draft in drafts]
 
 
@@ -398,6 +430,8 @@ def _draw(
         taken = [choice.tag for choice in chosen]
         # a family seldom met so far is likelier; a finished last sentence is asked of nearly every response
         weights = [(3.0 if tag == "ending" else 1.0) / (20 + len(met[tag])) / (1 + taken.count(tag)) for tag in met]
+        if not any(choice.check == "words_min" for choice in chosen):
+            weights[list(met).index("length")] *= 6
         tag = random.choices(list(met), weights)[0]
         options = [
             option
@@ -411,7 +445,9 @@ def _draw(
             passed = share(option, draft)
             after = (sum(met[tag]) + passed) / (len(met[tag]) + 1)
             # a check that all samples meet, or none, tells responses apart only by their edits
-            return abs(after - _AIM) * len(met[tag]) + 0.4 * (passed in (0.0, 1.0)) + 0.3 * random.random()
+            lean = (option.check in _BRIEF) - (option.check in _AMPLE)
+            drift = abs(after - _AIM) * len(met[tag])
+            return drift + 0.3 * lean + 0.5 * abs(passed - _AIM) + 0.4 * (passed in (0.0, 1.0)) + 0.3 * random.random()
 
         return min(options, key=distance)
 
@@ -449,7 +485,6 @@ def build(samples: Mapping[str, Sequence[tuple[str, str]]]) -> Built:
     prompts, responses = [], []
     for one in finish_rubrics(drafts, texts):
         draft = one.draft
-        edits = exemplars(one.bench, texts[draft.prompt_id], f"{SEED} edits {draft.prompt_id}")
         prompts.append(
             _line(
                 prompt_id=draft.prompt_id,
@@ -459,7 +494,7 @@ def build(samples: Mapping[str, Sequence[tuple[str, str]]]) -> Built:
                 rubric=one.rubric.model_dump(exclude_defaults=True),
             )
         )
-        for number, (generator, response) in enumerate([*samples[draft.prompt_id], *edits]):
+        for number, (generator, response) in enumerate([*samples[draft.prompt_id], *one.edits]):
             responses.append(
                 _line(
                     prompt_id=draft.prompt_id,

@@ -17,7 +17,7 @@ def test_spread_refuses_what_has_no_median(samples):
 
 
 def test_a_record_holds_what_a_rerun_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "commit", lambda: {"commit": "abc", "dirty": False})
+    monkeypatch.setattr(record, "commit", lambda root: {"commit": "abc", "dirty": False})
     data = tmp_path / "data.jsonl"
     data.write_text("hello\n")
     path = record.write_record(
@@ -41,7 +41,7 @@ def test_a_record_holds_what_a_rerun_needs(tmp_path, monkeypatch):
 
 
 def test_the_config_hash_ignores_the_order_of_keys_but_not_values(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "commit", lambda: {"commit": "abc", "dirty": False})
+    monkeypatch.setattr(record, "commit", lambda root: {"commit": "abc", "dirty": False})
 
     def hash_of(config):
         path = record.write_record(
@@ -55,4 +55,4 @@ def test_the_config_hash_ignores_the_order_of_keys_but_not_values(tmp_path, monk
 def test_no_record_without_a_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "ROOT", tmp_path)
     with pytest.raises(record.UserError, match="run benchmarks in a git checkout"):
-        record.commit()
+        record.checked_out()

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm import native
-from rm.attention import BACKENDS, choose_backend, tree_attention
+from rm import native, varlen
+from rm.attention import choose_backend, tree_attention
 from rm.layout import Branch, Tree, pack
 from tests.rm.trees import forests
 
+BACKENDS = ("cpu_tree", "cpu_flash", "sdpa")  # those that run on CPU; the others have tests/rm/test_varlen.py
 # longer than a tile of queries, a panel of keys, a family and a block; nothing a multiple of anything
 LONG = [
     Tree([3] * 75, [Branch([3] * 41, [[3] * 7, [3] * 19, [3]]), Branch([3] * 131, [[3] * 13] * 45)]),
@@ -111,8 +112,36 @@ def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path):
 
 
 def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown backend 'flush'; choose one of auto, cpu_tree, cpu_flash, sdpa"):
+    known = "auto, flash_attention_2, torch_varlen, cpu_tree, cpu_flash, sdpa"
+    with pytest.raises(ValueError, match=f"unknown backend 'flush'; choose one of {known}"):
         choose_backend("flush", "cpu")
+
+
+def test_the_backend_follows_device_and_dtype(monkeypatch):
+    half, full = torch.bfloat16, torch.float32
+    assert choose_backend("auto", "cpu", half) == choose_backend("auto", "cpu", full) == "cpu_tree"
+    assert choose_backend("auto", "cpu", torch.float16) == "cpu_flash"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(varlen, "_has_flash_attn", lambda: True)
+    assert choose_backend("auto", "cuda", half) == "flash_attention_2"
+    assert choose_backend("auto", "cuda", full) == "sdpa"
+    monkeypatch.setattr(varlen, "_has_flash_attn", lambda: False)
+    assert choose_backend("auto", "cuda", half) == "torch_varlen"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose_backend("auto", "cuda", half) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "message"),
+    [
+        ("torch_varlen", "cpu", torch.bfloat16, "torch_varlen computes in float16 or bfloat16 on CUDA, got .* on cpu"),
+        ("flash_attention_2", "cuda", torch.float32, "got torch.float32 on cuda; choose auto"),
+        ("cpu_tree", "cuda", torch.float32, "cpu_tree runs on CPU, got cuda; choose auto"),
+    ],
+)
+def test_a_backend_that_cannot_run_there_is_refused(name, device, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        choose_backend(name, device, dtype)
 
 
 def test_the_compiled_kernel_refuses_other_dtypes():

@@ -137,6 +137,14 @@ def test_no_family_of_checks_gives_its_verdicts_away(records, verdicts):
     assert roc_auc_score(test_labels, [np.mean(train[tag]) for tag in test_tags]) < 0.60
 
 
+def test_length_alone_says_little(records, verdicts):
+    labels, words = [], []
+    for record, values in zip(records, verdicts, strict=True):
+        labels += values
+        words += [len(record.response.split())] * len(values)
+    assert 0.39 < roc_auc_score(labels, words) < 0.61
+
+
 def test_the_best_responses_of_a_prompt_differ_in_reward(rewards):
     tied = pairs = 0
     for rows in rewards.values():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, start_run, write_json
+from rubric_data.files import atomic_path, commit, start_run, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
@@ -21,11 +21,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
 def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(tmp_path):
     config = {"output": str(tmp_path / "run"), "rate": 0.1, "resume": False}
     folder = start_run(tmp_path / "run", config)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match=r"holds a run already; choose another --output$"):
         start_run(folder, config)
+    with pytest.raises(UserError, match="holds a run already; choose another --output, or add --resume true to go on"):
+        start_run(folder, config, resume=False)
     assert start_run(folder, {**config, "resume": True}, resume=True) == folder
     with pytest.raises(UserError, match="cannot resume, rate differ"):
         start_run(folder, {**config, "rate": 0.2}, resume=True)
+
+
+def test_a_run_names_the_commit_of_the_checkout_that_made_it(tmp_path, monkeypatch):
+    origin = json.loads((start_run(tmp_path / "run", {}) / "origin.json").read_text())
+    assert origin["command"] and (origin["commit"] is None or len(origin["commit"]) == 40)
+    assert commit(tmp_path) is None  # installed somewhere else
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / ".git").mkdir()
+    assert commit(tmp_path) is None  # no git at hand
 
 
 def test_folders_that_cannot_take_a_run(tmp_path):
