@@ -57,7 +57,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["rubric_data*", "rm*", "policy*", "configs*"]),
-    package_data={"": ["*.yaml", "*.txt", "*.jsonl", "*.jsonl.gz", "templates/*", "csrc/*.c"]},
+    package_data={"": ["*.yaml", "*.txt", "*.jsonl", "*.jsonl.gz", "templates/*", "csrc/*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rubric-rm = policy.cli:main"]},

@@ -29,6 +29,7 @@ class TrainConfig:
     tokens_per_batch: int = 4096  # packed tokens in one forward pass
     gradient_accumulation: int = 1  # forward passes per optimiser step
     responses_per_tree: int = 8  # responses of one prompt that share a tree
+    drills: int = 0  # extra checkable criteria asked of each training response, half met: only reading answers them
     pairwise_weight: float = 0.2  # share of the same-prompt pairwise loss
     tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts
     gradient_checkpointing: bool = False  # less memory for more time

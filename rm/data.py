@@ -27,6 +27,7 @@ from torch.utils.data import Sampler
 from rm.encoding import Encoder
 from rm.layout import Tree, pack
 from rm.metrics import in_tail
+from rubric_data.builtin.drills import Drill
 from rubric_data.errors import UserError
 from rubric_data.io import BUILTIN, load_data
 from rubric_data.labelling import label
@@ -80,31 +81,46 @@ def _in_tail(rewards: Sequence[float], share: float) -> list[bool]:
 
 
 def build_trees(
-    records: Sequence[JudgedResponse], encoder: Encoder, *, responses_per_tree: int, seed: int, tail: float = 0.25
+    records: Sequence[JudgedResponse],
+    encoder: Encoder,
+    *,
+    responses_per_tree: int,
+    seed: int,
+    tail: float = 0.25,
+    drilled: Sequence[Sequence[Drill]] | None = None,
 ) -> list[TrainingTree]:
-    """Group records by prompt, shuffle each group's responses, and cut it into trees of about equal size."""
-    groups: dict[str, list[JudgedResponse]] = defaultdict(list)
-    for record in records:
-        groups[record.prompt].append(record)
+    """Group records by prompt, shuffle each group's responses, and cut it into trees of about equal size.
+
+    ``drilled``: for each record, criteria to ask beside its rubric, with their verdicts. They have no weight in
+    rewards and pairs.
+    """
+    groups: dict[str, list[tuple[JudgedResponse, Sequence[Drill]]]] = defaultdict(list)
+    for record, drills_of_it in zip(records, drilled or itertools.repeat(()), strict=drilled is not None):
+        groups[record.prompt].append((record, drills_of_it))
     trees = []
     for prompt, members in groups.items():
         random.Random(f"{seed}/{prompt}").shuffle(members)
-        rewards = [rubric_reward(record.rubric, record.values()) for record in members]
+        rewards = [rubric_reward(record.rubric, record.values()) for record, _ in members]
         top = _in_tail(rewards, tail)
         count = math.ceil(len(members) / responses_per_tree)
         for part in range(count):
             chosen = range(part, len(members), count)
             some = [members[index] for index in chosen]
-            encoded = encoder.encode(
-                prompt, [record.response for record in some], [record.rubric.criteria for record in some]
-            )
+            criteria = [[*record.rubric.criteria, *(criterion for criterion, _ in more)] for record, more in some]
+            encoded = encoder.encode(prompt, [record.response for record, _ in some], criteria)
+            values = [[*record.values(), *(verdict.value for _, verdict in more)] for record, more in some]
+            own = [len(record.rubric.criteria) for record, _ in some]
             trees.append(
                 TrainingTree(
                     encoded.tree,
-                    [value for record in some for value in record.values()],
-                    [criterion.weight for record in some for criterion in record.rubric.criteria],
-                    [criterion.veto for record in some for criterion in record.rubric.criteria],
-                    [len(record.rubric.criteria) for record in some],
+                    [math.nan if value is None else value for row in values for value in row],
+                    [
+                        c.weight if i < n else 0.0
+                        for row, n in zip(criteria, own, strict=True)
+                        for i, c in enumerate(row)
+                    ],
+                    [c.veto and i < n for row, n in zip(criteria, own, strict=True) for i, c in enumerate(row)],
+                    [len(row) for row in criteria],
                     [rewards[index] for index in chosen],
                     [top[index] for index in chosen],
                     encoded.prompt_cut + sum(encoded.response_cut),

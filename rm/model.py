@@ -17,6 +17,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from rm import template
 from rm.attention import NAME, check_backend
 from rm.backbone import as_dtype, load_causal_lm, load_tokenizer
+from rm.fused import fuse
 from rm.layout import TreeLayout
 from rm.lora import attach_lora, compute_in_backbone_dtype, merged
 from rubric_data.errors import UserError
@@ -65,6 +66,7 @@ class RubricRewardModel(nn.Module):
         with torch.no_grad():
             head.weight.copy_((rows[yes] - rows[no])[None])
             head.bias.zero_()
+        fuse(language_model.base_model)
         return cls(language_model.base_model, head, base, max_length, attention)
 
     @property
@@ -143,6 +145,7 @@ class RubricRewardModel(nn.Module):
             compute_in_backbone_dtype(model.backbone)
         else:
             backbone = AutoModel.from_pretrained(folder / "backbone", dtype=as_dtype(dtype), attn_implementation=NAME)
+            fuse(backbone)
             model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length, attention)
         model.head.load_state_dict(load_file(folder / _HEAD))
         return model.eval()

@@ -4,6 +4,7 @@ Several processes: `torchrun --nproc_per_node 2 -m policy.cli train ...` (accele
 """
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -32,6 +33,7 @@ from rm.encoding import Encoder
 from rm.loss import distillation_loss, predicted_rewards, verdict_loss
 from rm.metrics import accuracy, auroc, brier, value
 from rm.model import RubricRewardModel
+from rubric_data.builtin.drills import drills
 from rubric_data.files import start_run, write_json
 from rubric_data.split import SPLITS, of_split
 
@@ -215,11 +217,11 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     set_seed(config.seed)
     records = load_judged(config.data)
     encoder = Encoder(load_tokenizer(config.model), config.max_length)
-    train_trees, eval_trees = (
-        build_trees(of_split(records, split), encoder, responses_per_tree=config.responses_per_tree, seed=config.seed)
-        for split in SPLITS[:2]
-    )
-    eval_trees = eval_trees[: config.eval_trees]
+    training, validation = (of_split(records, split) for split in SPLITS[:2])
+    drilled = drills([(record.prompt, record.response) for record in training], config.drills, f"drills {config.seed}")
+    grow = functools.partial(build_trees, responses_per_tree=config.responses_per_tree, seed=config.seed)
+    train_trees = grow(training, encoder, drilled=drilled)
+    eval_trees = grow(validation, encoder)[: config.eval_trees]
     model = build_model(config)
     if state.is_main_process:  # last of what bad input can stop
         start_run(folder, dataclasses.asdict(config), resume=config.resume)

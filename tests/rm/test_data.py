@@ -8,7 +8,7 @@ from rm.data import TokenBudgetSampler, budget_batches, build_trees, collate, ju
 from rm.encoding import Encoder
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
-from rubric_data.records import Verdict
+from rubric_data.records import Criterion, Verdict
 
 
 @pytest.fixture
@@ -33,6 +33,23 @@ def test_trees_keep_every_verdict_beside_its_text(judged, encoder):
             assert (fruit, short) == (float(pear), 1.0)
         assert sorted(tree.rewards) == [pytest.approx(1 / 3), 1.0]  # weights 2 and 1
     assert [len(tree.tree.branches) for tree in build_trees(judged, encoder, responses_per_tree=1, seed=0)] == [1] * 12
+
+
+def test_drills_are_asked_beside_the_rubric_and_count_for_nothing_but_themselves(judged, encoder):
+    drill = (Criterion(id="d1", text="Says so.", veto=True), Verdict(criterion_id="d1", value=0.0))
+    plain, drilled = (
+        build_trees(judged, encoder, responses_per_tree=8, seed=0, drilled=more)
+        for more in (None, [[drill]] * len(judged))
+    )
+    for one, other in zip(plain, drilled, strict=True):
+        assert other.sizes == [size + 1 for size in one.sizes]
+        assert [value for i, value in enumerate(other.values) if i % 3 < 2] == one.values  # two criteria, one drill
+        assert other.values[2::3] == [0.0] * len(one.sizes)
+        assert other.weights[2::3] == [0.0] * len(one.sizes) and not any(other.veto)
+        assert (other.rewards, other.tail) == (one.rewards, one.tail)
+        assert [len(branch.criteria) for branch in other.tree.branches] == other.sizes
+    with pytest.raises(ValueError, match="zip"):
+        build_trees(judged, encoder, responses_per_tree=8, seed=0, drilled=[[drill]])
 
 
 def test_collate_counts_masks_and_offsets(judged, encoder):
