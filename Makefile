@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check clean
+.PHONY: help venv demo test test-slow bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: check  ## check, then the suite
 
 test-slow: venv  ## the tests that take longer than ten seconds each
 	@$(BIN)/python -m pytest -m slow
+
+bench: venv  ## measure the speed claims (about twenty minutes), write records, print the table
+	@$(BIN)/python -m benchmarks.speed
 
 check: venv  ## lint, format, types, import directions
 	@$(BIN)/ruff check .

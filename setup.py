@@ -36,6 +36,7 @@ EXTRAS = {
     "flash": ["flash-attn>=2.8,<3"],
     "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1"],
     "ray": ["ray>=2.50,<3"],
+    "bench": ["any2jev>=0.1,<0.2"],  # the nearest peer, to be measured beside
     "dev": [
         "build>=1.6,<2",
         "hypothesis>=6.170,<7",

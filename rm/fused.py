@@ -47,12 +47,12 @@ class _SiluMul(torch.autograd.Function):
         return native.silu_mul_backward(grad, *ctx.saved_tensors)
 
 
-def _norm_forward(module: Any, plain: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
+def _norm_forward(module: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     weight = module.weight
     trained = weight.requires_grad and torch.is_grad_enabled()  # the kernel has no gradient for the weight
-    if trained or weight.dtype != hidden_states.dtype or not native.supports(hidden_states):
-        return plain(hidden_states)
-    return _RmsNorm.apply(hidden_states, weight, module.variance_epsilon)
+    if trained or weight.dtype != x.dtype or not native.supports(x):
+        return plain(x)
+    return _RmsNorm.apply(x, weight, module.variance_epsilon)
 
 
 def _gated_forward(module: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -62,6 +62,7 @@ def _gated_forward(module: Any, plain: Callable[[Tensor], Tensor], x: Tensor) ->
 
 
 def _replace(module: Any) -> bool:
+    forward: Callable[[Any, Callable[[Tensor], Tensor], Tensor], Tensor]
     if isinstance(getattr(module, "weight", None), nn.Parameter) and hasattr(module, "variance_epsilon"):
         forward, width = _norm_forward, module.weight.numel()
     elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):

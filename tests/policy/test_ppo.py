@@ -80,7 +80,15 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     result = ppo.run_ppo(config)
     run = tmp_path / "run"
     found = sorted(path.name for path in run.iterdir())
-    assert found == ["adapter", "config.json", "curves.png", "metrics.jsonl", "result.json", "samples.jsonl"]
+    assert found == [
+        "adapter",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "origin.json",
+        "result.json",
+        "samples.jsonl",
+    ]
 
     rows = read_lines(run / "metrics.jsonl")
     assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
