@@ -216,8 +216,6 @@ def _short(value: object) -> str:
 def _quieten() -> None:
     """Silence what libraries say on every run and a user can do nothing about. Only the command line does this."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every fork warns
-    # before torch loads OpenMP: spinning threads make a shared machine ten times slower (benchmarks/LOG.md, 4)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for pattern in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     for logger in {logger for logger, _ in _KNOWN_LOGS}:

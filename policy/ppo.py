@@ -41,6 +41,7 @@ from policy.critic import FrozenCritic
 from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
+from rm.fused import fuse
 from rm.judging import build_judge
 from rm.lora import attach_lora
 from rm.metrics import Estimate
@@ -153,6 +154,7 @@ def train(
     # nothing of the model's own generation defaults (top_k, penalties) may bend the distribution PPO reasons about
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     critic = FrozenCritic(model, config.critic_layers)
+    fuse(model)
     policy = attach_lora(
         model,
         model.get_decoder().layers,

@@ -141,6 +141,7 @@ def _forward(
     dropout=0.0,
     tree_layout=None,
     tree_backend="auto",
+    tree_reading=None,
     **kwargs,
 ):
     if tree_layout is None:
@@ -149,7 +150,11 @@ def _forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     backend = choose_backend(tree_backend, query.device, query.dtype)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    return tree_attention(query, key, value, tree_layout, scale, backend)[None], None
+    if tree_reading is None:
+        return tree_attention(query, key, value, tree_layout, scale, backend)[None], None
+    query, key, value = tree_reading.whole(module.layer_idx, query, key, value)
+    out = tree_attention(query, key, value, tree_reading.layout, scale, backend)
+    return tree_reading.wanted(out)[None], None
 
 
 def _check_plain(layer: str, layout: TreeLayout, dropout: float, asked: dict) -> None:

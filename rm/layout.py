@@ -116,19 +116,23 @@ class TreeLayout:
     """Everything attention and the verdict head need to know of a packed batch of trees.
 
     ``start``, ``length``, ``parent`` (S,) int32 of each segment, depth-first, parent -1 at a root; ``answers`` (N,)
-    position of the last token of each criterion.
+    position of the last token of each criterion; ``asks`` (S,) bool: whose attention is wanted, None for all. What
+    attention gives at the others is undefined.
     """
 
     start: Tensor
     length: Tensor
     parent: Tensor
     answers: Tensor
+    asks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "TreeLayout":
         """The same layout with its tensors on ``device``."""
         if self.answers.device == torch.device(device):
             return self
-        return TreeLayout(*(x.to(device) for x in (self.start, self.length, self.parent, self.answers)))
+        asks = None if self.asks is None else self.asks.to(device)
+        start, length, parent, answers = (x.to(device) for x in (self.start, self.length, self.parent, self.answers))
+        return TreeLayout(start, length, parent, answers, asks)
 
     @functools.cached_property
     def segment(self) -> Tensor:
@@ -145,8 +149,9 @@ class TreeLayout:
 
     @functools.cached_property
     def families(self) -> Families:
-        """The segments by parent, for kernels that walk the tree."""
-        return _families(self.parent.tolist(), self.length.tolist())
+        """The segments by parent, for kernels that walk the tree; only those that ask."""
+        asks = [True] * len(self.parent) if self.asks is None else self.asks.tolist()
+        return _families(self.parent.tolist(), self.length.tolist(), asks)
 
     @functools.cached_property
     def groups(self) -> tuple[AttentionGroup, ...]:
@@ -208,13 +213,13 @@ def pack(trees: Sequence[Tree]) -> tuple[Tensor, Tensor, TreeLayout]:
     return torch.tensor([ids]), torch.tensor([positions]), layout
 
 
-def _families(parents: Sequence[int], lengths: Sequence[int]) -> Families:
+def _families(parents: Sequence[int], lengths: Sequence[int], asks: Sequence[bool]) -> Families:
     children: dict[int, list[int]] = {}
     roots = []
     for segment, parent in enumerate(parents):
         if parent < 0:
             roots.append(segment)
-        else:
+        elif asks[segment]:
             children.setdefault(parent, []).append(segment)
     above, first, members, tree_first = [], [0], [], [0]
 
@@ -224,7 +229,8 @@ def _families(parents: Sequence[int], lengths: Sequence[int]) -> Families:
         first.append(len(members))
 
     for place, root in enumerate(roots):
-        add(-1, [root])
+        if asks[root]:
+            add(-1, [root])
         end = roots[place + 1] if place + 1 < len(roots) else len(parents)
         for parent in range(root, end):  # a tree's segments are consecutive
             family: list[int] = []

@@ -20,6 +20,7 @@ from rm.backbone import as_dtype, load_causal_lm, load_tokenizer
 from rm.fused import fuse
 from rm.layout import TreeLayout
 from rm.lora import attach_lora, compute_in_backbone_dtype, merged
+from rm.prefix_cache import Reading
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, write_json
 
@@ -81,20 +82,28 @@ class RubricRewardModel(nn.Module):
         """
         self.backbone = attach_lora(self.backbone, self.backbone.layers, rank=rank, alpha=alpha, top_layers=top_layers)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, layout: TreeLayout) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, layout: TreeLayout, reading: Reading | None = None
+    ) -> Tensor:
         """Verdict logits (N,), float32, in the depth-first order of the packed trees.
 
-        ``input_ids`` and ``position_ids`` (1, T) and ``layout`` come from `rm.layout.pack`.
+        ``input_ids`` and ``position_ids`` (1, T) and ``layout`` come from `rm.layout.pack`. With a ``reading``, keys
+        and values of prompts and responses are kept, or recalled in place of being computed (`rm.prefix_cache`).
         """
         layout = layout.to(input_ids.device)
+        answers = layout.answers
+        if reading is not None and reading.fresh is not None:
+            input_ids, position_ids = input_ids[:, reading.fresh], position_ids[:, reading.fresh]
+            answers = torch.searchsorted(reading.fresh, answers)
         hidden_1TD = self.backbone(
             input_ids=input_ids,
             position_ids=position_ids,
             use_cache=False,
             tree_layout=layout,
             tree_backend=self.attention,
+            tree_reading=reading,
         ).last_hidden_state
-        return self.head(hidden_1TD[0, layout.answers].float()).squeeze(-1)
+        return self.head(hidden_1TD[0, answers].float()).squeeze(-1)
 
     def merge(self) -> None:
         """Fold the LoRA weights into the backbone; scores change only by rounding to the backbone's dtype."""

@@ -22,6 +22,7 @@ from rm.data import budget_batches
 from rm.encoding import Encoder
 from rm.layout import Branch, Tree, pack
 from rm.model import RubricRewardModel
+from rm.prefix_cache import PrefixCache, Reading
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path
 from rubric_data.io import load_data
@@ -44,7 +45,11 @@ class Scored:
 
 
 class RubricScorer:
-    """Scores any responses against any rubrics; equal prompts and equal responses are read once."""
+    """Scores any responses against any rubrics; equal prompts and equal responses are read once.
+
+    ``cache_tokens``: keep keys and values of so many tokens of prompts and responses between calls, so that the same
+    response under another rubric costs its criteria only (`rm.prefix_cache`); 0 keeps none.
+    """
 
     def __init__(
         self,
@@ -53,11 +58,13 @@ class RubricScorer:
         calibration: Calibration | None = None,
         *,
         tokens_per_batch: int = 8192,
+        cache_tokens: int = 0,
     ) -> None:
         self.model = model.eval()
         self.encoder = encoder
         self.calibration = calibration or Calibration()
         self.tokens_per_batch = tokens_per_batch
+        self.cache = PrefixCache(cache_tokens) if cache_tokens else None
 
     @classmethod
     def from_pretrained(
@@ -68,12 +75,19 @@ class RubricScorer:
         dtype: str = "auto",
         attention: str = "auto",
         tokens_per_batch: int = 8192,
+        cache_tokens: int = 0,
     ) -> Self:
         """Load a trained model with its calibration; LoRA is merged. Raises UserError if ``path`` holds none."""
         model = RubricRewardModel.from_pretrained(path, dtype=dtype, attention=attention)
         model.merge()
         encoder = Encoder(load_tokenizer(str(path)), model.max_length)
-        return cls(model.to(device), encoder, Calibration.load(path), tokens_per_batch=tokens_per_batch)
+        return cls(
+            model.to(device),
+            encoder,
+            Calibration.load(path),
+            tokens_per_batch=tokens_per_batch,
+            cache_tokens=cache_tokens,
+        )
 
     @classmethod
     def zero_shot(
@@ -101,11 +115,11 @@ class RubricScorer:
         pieces = [(job, piece) for job in jobs for piece in job.pieces(self.tokens_per_batch)]
         batches = list(budget_batches([piece.tree.length for _, piece in pieces], self.tokens_per_batch))
         for batch in track(batches, "scoring", disable=not progress, transient=True):
-            chosen = [pieces[index] for index in batch]
-            logits = iter(self._logits([piece.tree for _, piece in chosen]))
-            for job, piece in chosen:
-                for place in piece.places:
-                    job.logits[place] = next(logits)
+            for chosen, cached in self._by_cache([pieces[index] for index in batch]):
+                logits = iter(self._logits([piece.tree for _, piece in chosen], cached))
+                for job, piece in chosen:
+                    for place in piece.places:
+                        job.logits[place] = next(logits)
         scored: list[Scored | None] = [None] * len(prompts)
         for job in jobs:
             for index, rubric, logits_K, truncated in job.results():
@@ -119,11 +133,26 @@ class RubricScorer:
         prompts, responses, rubrics = (list(column) for column in columns)
         return self.score(prompts, responses, rubrics, progress=progress)
 
+    def _by_cache(self, pieces: list["_Work"]) -> Iterator[tuple[list["_Work"], bool]]:
+        """The pieces whose prefixes are all cached, then the others, whose storing may push the first ones out."""
+        sides: dict[bool, list[_Work]] = {True: [], False: []}
+        for job, piece in pieces:
+            sides[self.cache is not None and self.cache.knows(piece.tree)].append((job, piece))
+        return ((side, cached) for cached, side in sides.items() if side)
+
     @torch.inference_mode()
-    def _logits(self, trees: Sequence[Tree]) -> list[float]:
+    def _logits(self, trees: Sequence[Tree], cached: bool) -> list[float]:
         input_ids, position_ids, layout = pack(trees)
         device = self.model.head.weight.device
-        return self.model(input_ids.to(device), position_ids.to(device), layout).tolist()
+        batch = input_ids.to(device), position_ids.to(device), layout
+        if self.cache is None:
+            return self.model(*batch).tolist()
+        if cached:
+            return self.model(*batch, self.cache.recall(trees, layout).to(device)).tolist()
+        reading = Reading(layout.to(device))
+        logits = self.model(*batch, reading).tolist()
+        self.cache.store(trees, reading)
+        return logits
 
 
 _Group = dict[str, list[tuple[int, Rubric]]]  # response -> who asked for it, with which rubric
@@ -143,6 +172,9 @@ class _Piece:
 
     tree: Tree
     places: list[tuple[int, int]]
+
+
+_Work = tuple["_Job", _Piece]
 
 
 class _Job:

@@ -11,8 +11,8 @@ from rubric_data.records import Criterion
 
 YES, NO = " Yes", " No"  # what a language model would say next; their difference starts the verdict head
 _PROMPT = ("Prompt:\n", "\n\nResponse:\n")
-_RESPONSE = ("", "\n\nCriterion met, Yes or No?\n")
-_CRITERION = (" ", " ->")
+_RESPONSE = ("", "\n\nDoes the response meet the criterion? Answer Yes or No.\nCriterion:")
+_CRITERION = (" ", "\nMet:")
 
 
 class Segment(NamedTuple):

@@ -23,10 +23,12 @@ def test_segments_read_as_the_template_says(tokenizer):
     )
     tree = Encoder(tokenizer, 512).encode("Say hi.", ["Hi."], [[SHORT, graded]]).tree
     assert _text(tokenizer, tree.tokens) == "Prompt:\nSay hi.\n\nResponse:\n"
-    assert _text(tokenizer, tree.branches[0].tokens) == "Hi.\n\nCriterion met, Yes or No?\n"
+    assert _text(tokenizer, tree.branches[0].tokens) == (
+        "Hi.\n\nDoes the response meet the criterion? Answer Yes or No.\nCriterion:"
+    )
     assert [_text(tokenizer, ids) for ids in tree.branches[0].criteria] == [
-        " Is short. ->",
-        " Is clear. Levels, worst to best: poor; good: no doubt left. ->",
+        " Is short.\nMet:",
+        " Is clear. Levels, worst to best: poor; good: no doubt left.\nMet:",
     ]
 
 
@@ -52,7 +54,7 @@ def test_long_texts_are_cut_and_counted_and_criteria_never(tokenizer):
     assert len(full.branches[0].tokens) - len(tree.branches[0].tokens) == cut.response_cut[0]
     assert " end\n\nResponse:" in _text(tokenizer, tree.tokens)  # a prompt keeps its end
     assert _text(tokenizer, tree.branches[0].tokens).startswith("begin b")  # a response its beginning
-    assert _text(tokenizer, tree.branches[0].tokens).endswith("Yes or No?\n")
+    assert _text(tokenizer, tree.branches[0].tokens).endswith("Answer Yes or No.\nCriterion:")
 
 
 def test_a_criterion_that_leaves_no_room_is_refused(tokenizer):
