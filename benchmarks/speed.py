@@ -47,6 +47,12 @@ _BATCHES = (1, 4, 8, 16)  # a baseline is given the fastest
 _MOST_SEQUENCES = 24  # of a baseline's timing: evenly drawn, so that its rate stands for all of them
 _JSON_TOKENS = 9  # of a generated reply, for each criterion: "c10": "yes",
 _DELIMITERS = ["<|a2j:state|>", "<|a2j:q|>", "<|a2j:opt|>", "<|a2j:/opt|>", "<|a2j:decide|>"]  # any2jev's own
+_WORDS = (  # one token each, with the space before it
+    "the of and to in is that it was for on are with as they at be this from have or by one had not but what all were "
+    "when we there can an your which their said if do will each about how up out them then she many some so these would "
+    "other into has more her two like him see time could no make than first been its who now people my made over did "
+    "down only way find use may water long little very after words called just where most know"
+).split()
 _console = Console()
 
 
@@ -103,13 +109,10 @@ def made_up(
     name: str, *, prompts: int, prompt: int, responses: int, response: int, criteria: int, criterion: int
 ) -> Work:
     """Random common words of so many tokens; every response has a rubric of the same size."""
-    tokenizer, random = load_tokenizer(MODEL), Random(name)
-    words = sorted(
-        word[1:] for word in tokenizer.get_vocab() if word[0] == "Ġ" and word[1:].isalpha() and word.islower()
-    )
+    random = Random(name)
 
     def text(tokens: int) -> str:
-        return " ".join(random.choices(words, k=tokens))
+        return " ".join(random.choices(_WORDS, k=tokens))
 
     work = Work(name, [], [], [])
     for _ in range(prompts):
@@ -261,7 +264,7 @@ def _any2jev(train: bool) -> Any:
 
 def ours_training(work: Work) -> Run:
     """Forward and backward of the reward model with LoRA on all layers, one prompt's tree at a time."""
-    model = RubricRewardModel.from_language_model(MODEL)
+    model = RubricRewardModel.from_language_model(MODEL, max_length=_scorer().encoder.max_length)
     model.add_lora(16, 32)
     encoder = Encoder(load_tokenizer(MODEL), model.max_length)
 
