@@ -47,12 +47,12 @@ _BATCHES = (1, 4, 8, 16)  # a baseline is given the fastest
 _MOST_SEQUENCES = 24  # of a baseline's timing: evenly drawn, so that its rate stands for all of them
 _JSON_TOKENS = 9  # of a generated reply, for each criterion: "c10": "yes",
 _DELIMITERS = ["<|a2j:state|>", "<|a2j:q|>", "<|a2j:opt|>", "<|a2j:/opt|>", "<|a2j:decide|>"]  # any2jev's own
-_WORDS = (  # one token each, with the space before it
-    "the of and to in is that it was for on are with as they at be this from have or by one had not but what all were "
-    "when we there can an your which their said if do will each about how up out them then she many some so these would "
-    "other into has more her two like him see time could no make than first been its who now people my made over did "
-    "down only way find use may water long little very after words called just where most know"
-).split()
+# one token each, with the space before it
+_COMMON = """
+the of and to in is that it was for on are with as they at be this from have or by one had not but what all were when
+we there can an your which their said if do will each about how up out them then she many some so these would other
+into has more her two like him see time could no make than first been its who now people my made over did down only way
+"""
 _console = Console()
 
 
@@ -109,10 +109,10 @@ def made_up(
     name: str, *, prompts: int, prompt: int, responses: int, response: int, criteria: int, criterion: int
 ) -> Work:
     """Random common words of so many tokens; every response has a rubric of the same size."""
-    random = Random(name)
+    random, words = Random(name), _COMMON.split()
 
     def text(tokens: int) -> str:
-        return " ".join(random.choices(_WORDS, k=tokens))
+        return " ".join(random.choices(words, k=tokens))
 
     work = Work(name, [], [], [])
     for _ in range(prompts):
