@@ -78,9 +78,13 @@ class PrefixCache:
 
     def store(self, trees: Sequence[Tree], reading: Reading) -> None:
         """Keep what ``reading`` has seen of the trees' prompts and responses."""
-        layers = [torch.stack(reading.seen[layer]) for layer in sorted(reading.seen)]
         for key, start, length in _prefixes(trees):
-            self._keep(key, torch.stack([layer[:, start : start + length] for layer in layers]))
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            elif length <= self.capacity:
+                rows = slice(start, start + length)
+                layers = [torch.stack([x[rows] for x in reading.seen[layer]]) for layer in sorted(reading.seen)]
+                self._keep(key, torch.stack(layers))
 
     def recall(self, trees: Sequence[Tree], layout: TreeLayout) -> Reading:
         """A reading that has the prompts and responses of ``trees``, all of which must be known."""
@@ -99,16 +103,11 @@ class PrefixCache:
         return Reading(layout, fresh, known_rows, [(layer[0], layer[1]) for layer in past])
 
     def _keep(self, key: _Key, value: Tensor) -> None:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return
         size = value.shape[2]
-        if size > self.capacity:
-            return
         while self.tokens + size > self.capacity:
             _, oldest = self._entries.popitem(last=False)
             self.tokens -= oldest.shape[2]
-        self._entries[key] = value.clone()  # not a view that keeps the whole batch alive
+        self._entries[key] = value
         self.tokens += size
 
 

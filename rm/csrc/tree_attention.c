@@ -42,6 +42,7 @@ typedef struct {
 /* --- small pieces ----------------------------------------------------------------------------------------------- */
 
 static inline int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
+static inline int whole_blocks(int rows) { return (rows + ROWS - 1) / ROWS * ROWS; }
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 static inline void read_row(const problem *p, const void *from, int64_t row, float *to, float factor) {
@@ -68,45 +69,47 @@ static inline void write_row(const problem *p, void *to, int64_t row, const floa
 
 /* --- matrix products on packed operands ------------------------------------------------------------------------- */
 
+/* to[i][n] (+)= sum over j of a[i * step_i + j * step_j] * b[j * step_b + n * apart], for ROWS i, `inner` j and
+   `vectors` (a constant, 1 or 4) vectors n; rows of `to` are `stride` floats apart. */
+static inline __attribute__((always_inline)) void block_product(
+    const float *a, int64_t step_i, int64_t step_j, int inner, const float *b, int64_t step_b, int64_t apart,
+    const int vectors, float *to, int64_t stride, const int add
+) {
+    vec acc[ROWS][4] = {{{0}}};
+    for (int j = 0; j < inner; j++) {
+        vec right[4];
+#pragma GCC unroll 4
+        for (int n = 0; n < vectors; n++) right[n] = load(b + j * step_b + n * apart);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            float left = a[r * step_i + j * step_j];
+#pragma GCC unroll 4
+            for (int n = 0; n < vectors; n++) acc[r][n] += left * right[n];
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int n = 0; n < vectors; n++) {
+            float *place = to + r * stride + n * LANES;
+            store(place, add ? load(place) + acc[r][n] : acc[r][n]);
+        }
+}
+
 /* scores[r][n] = rows[r] . keys[n] for `rows` (a multiple of ROWS) and n in panels; keys in panels [W][16]. */
 static void times_panels(const float *a, int rows, int W, const float *panels, int keys, float *scores, int stride) {
+    int64_t panel = (int64_t)W * LANES;
     for (int first = 0; first < keys; first += 4 * LANES) {
         int count = least(4, (keys - first) / LANES);
         const float *base = panels + (int64_t)first * W;
         for (int row = 0; row < rows; row += ROWS) {
             const float *x = a + (int64_t)row * W;
             float *y = scores + (int64_t)row * stride + first;
-            if (count == 4) {
-                vec acc[ROWS][4] = {{{0}}};
-                for (int d = 0; d < W; d++) {
-                    vec k0 = load(base + d * LANES), k1 = load(base + (W + d) * LANES);
-                    vec k2 = load(base + (2 * W + d) * LANES), k3 = load(base + (3 * W + d) * LANES);
-#pragma GCC unroll 4
-                    for (int r = 0; r < ROWS; r++) {
-                        float q = x[r * W + d];
-                        acc[r][0] += q * k0;
-                        acc[r][1] += q * k1;
-                        acc[r][2] += q * k2;
-                        acc[r][3] += q * k3;
-                    }
-                }
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-                    for (int n = 0; n < 4; n++) store(y + (int64_t)r * stride + n * LANES, acc[r][n]);
-            } else {
-                for (int n = 0; n < count; n++) {
-                    vec acc[ROWS] = {{0}};
-                    const float *panel = base + (int64_t)n * W * LANES;
-                    for (int d = 0; d < W; d++) {
-                        vec k = load(panel + d * LANES);
-#pragma GCC unroll 4
-                        for (int r = 0; r < ROWS; r++) acc[r] += x[r * W + d] * k;
-                    }
-#pragma GCC unroll 4
-                    for (int r = 0; r < ROWS; r++) store(y + (int64_t)r * stride + n * LANES, acc[r]);
-                }
-            }
+            if (count == 4)
+                block_product(x, W, 1, W, base, LANES, panel, 4, y, stride, 0);
+            else
+                for (int n = 0; n < count; n++)
+                    block_product(x, W, 1, W, base + n * panel, LANES, 0, 1, y + n * LANES, stride, 0);
         }
     }
 }
@@ -118,42 +121,11 @@ static inline __attribute__((always_inline)) void accumulate(
 ) {
     for (int i = 0; i < count; i += ROWS) {
         const float *x = a + i * step_i;
+        float *y = to + (int64_t)i * W;
         int d = 0;
-        for (; d + 4 * LANES <= W; d += 4 * LANES) {
-            vec acc[ROWS][4] = {{{0}}};
-            for (int j = 0; j < inner; j++) {
-                const float *row = b + (int64_t)j * W + d;
-                vec b0 = load(row), b1 = load(row + LANES), b2 = load(row + 2 * LANES), b3 = load(row + 3 * LANES);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) {
-                    float c = x[r * step_i + j * step_j];
-                    acc[r][0] += c * b0;
-                    acc[r][1] += c * b1;
-                    acc[r][2] += c * b2;
-                    acc[r][3] += c * b3;
-                }
-            }
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-                for (int n = 0; n < 4; n++) {
-                    float *place = to + (int64_t)(i + r) * W + d + n * LANES;
-                    store(place, add ? load(place) + acc[r][n] : acc[r][n]);
-                }
-        }
-        for (; d < W; d += LANES) {
-            vec acc[ROWS] = {{0}};
-            for (int j = 0; j < inner; j++) {
-                vec b0 = load(b + (int64_t)j * W + d);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) acc[r] += x[r * step_i + j * step_j] * b0;
-            }
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) {
-                float *place = to + (int64_t)(i + r) * W + d;
-                store(place, add ? load(place) + acc[r] : acc[r]);
-            }
-        }
+        for (; d + 4 * LANES <= W; d += 4 * LANES)
+            block_product(x, step_i, step_j, inner, b + d, W, LANES, 4, y + d, W, add);
+        for (; d < W; d += LANES) block_product(x, step_i, step_j, inner, b + d, W, 0, 1, y + d, W, add);
     }
 }
 
@@ -222,17 +194,19 @@ static float *workspace(int64_t floats) {
     return buffer;
 }
 
-/* Longest path + own segment of any family in [first, last), in padded keys. */
-static int most_keys(const problem *p, int first, int last) {
-    int most = 0, path[MAX_DEPTH];
-    for (int f = first; f < last; f++) {
-        int above = padded(path_length(p, path, path_of(p, p->family_parent[f], path)));
-        for (int m = p->family_first[f]; m < p->family_first[f + 1]; m++) {
-            int keys = above + padded(p->length[p->members[m]]);
-            most = keys > most ? keys : most;
-        }
+/* Keys of the longest score row of family f, whose path takes `above_padded`. */
+static int most_keys(const problem *p, int f, int above_padded) {
+    int most = 0;
+    for (int m = p->family_first[f]; m < p->family_first[f + 1]; m++) {
+        int own = padded(p->length[p->members[m]]);
+        most = own > most ? own : most;
     }
-    return most;
+    return above_padded + most;
+}
+
+/* Row of (T, H) that is row r of a tile beginning at `token`: heads of a group follow each other. */
+static inline int64_t row_of(const problem *p, int g, int shared, int token, int r) {
+    return (int64_t)(token + r / shared) * p->heads + g * shared + r % shared;
 }
 
 /* --- forward ---------------------------------------------------------------------------------------------------- */
@@ -258,9 +232,9 @@ static float softmax_row(float *row, int above, int above_padded, int own, int k
 
 static int forward_family(const problem *p, int f, int g) {
     int W = padded(p->width), shared = p->heads / p->kv_heads, tokens = (TILE + shared - 1) / shared;
-    int tile_rows = (tokens * shared + ROWS - 1) / ROWS * ROWS;
+    int tile_rows = whole_blocks(tokens * shared);
     int path[MAX_DEPTH], depth = path_of(p, p->family_parent[f], path);
-    int above = path_length(p, path, depth), above_padded = padded(above), most = most_keys(p, f, f + 1);
+    int above = path_length(p, path, depth), above_padded = padded(above), most = most_keys(p, f, above_padded);
     float *panels = workspace((int64_t)most * W * 2 + (int64_t)tile_rows * (2 * W + most));
     if (!panels) return 1;
     float *values = panels + (int64_t)most * W, *queries = values + (int64_t)most * W;
@@ -276,10 +250,10 @@ static int forward_family(const problem *p, int f, int g) {
         clear_tokens(above_padded + length, above_padded + padded(length), W, values, panels);
         for (int first = 0; first < length; first += tokens) {
             int count = least(tokens, length - first), rows = count * shared;
-            int block = (rows + ROWS - 1) / ROWS * ROWS, keys = above_padded + padded(first + count);
+            int block = whole_blocks(rows), keys = above_padded + padded(first + count);
             float sums[block];
             for (int r = 0; r < rows; r++) {
-                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                int64_t row = row_of(p, g, shared, start + first, r);
                 read_row(p, p->query, row, queries + (int64_t)r * W, factor);
             }
             memset(queries + (int64_t)rows * W, 0, (size_t)(block - rows) * W * sizeof(float));
@@ -288,13 +262,13 @@ static int forward_family(const problem *p, int f, int g) {
                 int own = r < rows ? first + r / shared + 1 : 1;
                 float peak = softmax_row(scores + (int64_t)r * most, above, above_padded, own, keys, &sums[r]);
                 if (r < rows) {
-                    int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                    int64_t row = row_of(p, g, shared, start + first, r);
                     p->lse[row] = peak + log2f(sums[r]);
                 }
             }
             accumulate(scores, most, 1, block, keys, values, W, result, 0);
             for (int r = 0; r < rows; r++) {
-                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                int64_t row = row_of(p, g, shared, start + first, r);
                 write_row(p, p->out, row, result + (int64_t)r * W, 1.0f / sums[r]);
             }
         }
@@ -313,9 +287,9 @@ static void add_rows(const problem *p, float *to, int g, int start, int count, c
 
 static int backward_family(const problem *p, int f, int g) {
     int W = padded(p->width), shared = p->heads / p->kv_heads, tokens = (TILE + shared - 1) / shared;
-    int tile_rows = (tokens * shared + ROWS - 1) / ROWS * ROWS;
+    int tile_rows = whole_blocks(tokens * shared);
     int path[MAX_DEPTH], depth = path_of(p, p->family_parent[f], path);
-    int above = path_length(p, path, depth), above_padded = padded(above), most = most_keys(p, f, f + 1);
+    int above = path_length(p, path, depth), above_padded = padded(above), most = most_keys(p, f, above_padded);
     int64_t side = (int64_t)most * W, tile = (int64_t)tile_rows * W, square = (int64_t)tile_rows * most;
     float *key_panels = workspace(5 * side + 3 * tile + 2 * square);
     if (!key_panels) return 1;
@@ -339,10 +313,10 @@ static int backward_family(const problem *p, int f, int g) {
         memset(grad_values + (int64_t)above_padded * W, 0, (size_t)end * W * sizeof(float));
         for (int first = 0; first < length; first += tokens) {
             int count = least(tokens, length - first), rows = count * shared;
-            int block = (rows + ROWS - 1) / ROWS * ROWS, keys = above_padded + padded(first + count);
+            int block = whole_blocks(rows), keys = above_padded + padded(first + count);
             float lse[block], delta[block];
             for (int r = 0; r < rows; r++) {
-                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                int64_t row = row_of(p, g, shared, start + first, r);
                 read_row(p, p->query, row, queries + (int64_t)r * W, factor);
                 read_row(p, p->grad_out, row, grads + (int64_t)r * W, 1.0f);
                 read_row(p, p->out, row, result, 1.0f);
@@ -369,7 +343,7 @@ static int backward_family(const problem *p, int f, int g) {
             }
             accumulate(slopes, most, 1, block, keys, keys_rows, W, result, 0);
             for (int r = 0; r < rows; r++) {
-                int64_t row = (int64_t)(start + first + r / shared) * p->heads + g * shared + r % shared;
+                int64_t row = row_of(p, g, shared, start + first, r);
                 write_row(p, p->grad_query, row, result + (int64_t)r * W, p->scale);
             }
             accumulate(slopes, 1, most, keys, block, queries, W, grad_keys, 1);

@@ -11,9 +11,8 @@ from random import Random
 
 from rubric_data.builtin.criteria import CHECKS, Choice, choose
 from rubric_data.records import Criterion, Verdict
-from rubric_data.verifiers import sentences_of, verify, words_of
+from rubric_data.verifiers import VerifierJudge, sentences_of, verify, words_of
 
-JUDGE = "verifier"
 _LEAD = 3  # how far met and missed drills of one kind may be apart
 _TRIES = 200  # proposals for one drill
 _LEAST_LETTERS = 3  # of a word that a drill asks for
@@ -47,7 +46,7 @@ def drills(texts: Sequence[tuple[str, str]], count: int, seed: str) -> list[list
             used.add(check)
             criterion = choice.criterion(len(chosen) + 1, 1.0, False, random)
             criterion = criterion.model_copy(update={"id": f"d{len(chosen) + 1}", "weight": 1.0})
-            chosen.append((criterion, Verdict(criterion_id=criterion.id, value=value, judge=JUDGE)))
+            chosen.append((criterion, Verdict(criterion_id=criterion.id, value=value, judge=VerifierJudge.name)))
         found.append(chosen)
     return found
 
