@@ -29,7 +29,7 @@ _FLAGS = (
     "-fassociative-math -fno-signed-zeros -fno-trapping-math -fno-math-errno"
 )
 _COMPILE_SECONDS = 120
-_WITHOUT_RESULT = ("rms_norm_forward", "rms_norm_backward", "silu_mul_forward", "silu_mul_backward")
+_WITHOUT_RESULT = ("rms_norm_forward", "rms_norm_backward", "silu_mul_forward", "silu_mul_backward", "rotate")
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int32)
-            for name in ("heads", "kv_heads", "width", "bfloat16", "threads", "families", "trees")
+            for name in ("heads", "kv_heads", "width", "bfloat16", "threads", "amx", "families", "trees")
         ),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("start", "length", "parent")),
@@ -93,10 +93,10 @@ class _Elementwise(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("width", "bfloat16", "threads")),
+        *((name, ctypes.c_int32) for name in ("width", "bfloat16", "threads", "heads", "back")),
         ("epsilon", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("x", "weight", "grad", "out", "inverse")),
-        *((name, ctypes.c_void_p) for name in ("gate", "up", "grad_gate", "grad_up")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "gate", "up", "grad_gate", "grad_up")),
     )
 
 
@@ -132,6 +132,15 @@ def silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, T
     return grad_gate, grad_up
 
 
+def rotate(x_THD: Tensor, cosine_TD: Tensor, sine_TD: Tensor, *, back: bool = False) -> Tensor:
+    """Rotary positions of x (T, H, D): x * cosine + half_turn(x) * sine; with ``back``, the gradient of x."""
+    x, cosine, sine = (y.contiguous() for y in (x_THD, cosine_TD, sine_TD))
+    out, rows = torch.empty_like(x), _rows(x)
+    rows.heads, rows.back = x.shape[1], back
+    _call("rotate", rows, x=x, cosine=cosine, sine=sine, out=out)
+    return out
+
+
 def supports(x: Tensor) -> bool:
     """Whether the kernels take ``x``: on CPU, float32 or bfloat16."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
@@ -152,6 +161,13 @@ def reason_missing() -> str | None:
     return _library()[1]
 
 
+@functools.cache
+def has_matrix_tiles() -> bool:
+    """Whether products of bfloat16 run on the processor's matrix tiles (Intel AMX)."""
+    library, _ = _library()
+    return library is not None and bool(library.amx_ready())
+
+
 def _problem(query: Tensor, key: Tensor, layout: TreeLayout, scale: float) -> _Problem:
     if not supports(query):
         raise ValueError(f"cpu_tree: takes float32 or bfloat16 on cpu, got {query.dtype} on {query.device}")
@@ -164,6 +180,7 @@ def _problem(query: Tensor, key: Tensor, layout: TreeLayout, scale: float) -> _P
         width=query.shape[2],
         bfloat16=query.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
+        amx=query.dtype == torch.bfloat16 and has_matrix_tiles(),
         families=len(families.parent),
         trees=len(families.tree_first) - 1,
         scale=scale,

@@ -1,4 +1,4 @@
-/* RMS normalisation and gated SiLU, forward and backward, each in one pass over memory.
+/* RMS normalisation, gated SiLU and rotary positions, forward and backward, each in one pass over memory.
 
    Rows of D values, float32 or bfloat16; arithmetic in float32, rounded once at the end. */
 
@@ -12,11 +12,12 @@
 
 typedef struct {
     int64_t rows;
-    int32_t width, bfloat16, threads;
+    int32_t width, bfloat16, threads, heads, back;
     float epsilon;
     const void *x, *weight, *grad; /* (rows, D), (D,), (rows, D) */
     void *out;                     /* (rows, D): the result, or the gradient of x */
     float *inverse;                /* (rows,) 1 / root mean square: written forward, read backward */
+    const void *cosine, *sine;     /* (rows / heads, D) */
     const void *gate, *up;         /* (rows, D) */
     void *grad_gate, *grad_up;     /* (rows, D) */
 } elementwise;
@@ -117,5 +118,32 @@ void silu_mul_backward(const elementwise *p) {
         }
         write_some(p, p->grad_gate, at, count, gate);
         write_some(p, p->grad_up, at, count, up);
+    }
+}
+
+/* Rows are (token, head). Forward: out = x * cosine + half_turn(x) * sine, where half_turn(x) is minus x's second half,
+   then its first. With `back`, the gradient of x from that of out. */
+void rotate(const elementwise *p) {
+    int width = p->width, half = width / 2;
+    float turn = p->back ? 1.0f : -1.0f;
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (int64_t token = 0; token < p->rows / p->heads; token++) {
+        float c[width], s[width], x[width], y[width];
+        read_some(p, p->cosine, token * width, width, c);
+        read_some(p, p->sine, token * width, width, s);
+        if (p->back)
+            for (int d = 0; d < half; d++) { /* the sine goes with the number it multiplied */
+                float first = s[d];
+                s[d] = s[d + half];
+                s[d + half] = first;
+            }
+        for (int64_t row = token * p->heads; row < (token + 1) * p->heads; row++) {
+            read_some(p, p->x, row * width, width, x);
+            for (int d = 0; d < half; d++) {
+                y[d] = x[d] * c[d] + turn * x[d + half] * s[d];
+                y[d + half] = x[d + half] * c[d + half] - turn * x[d] * s[d + half];
+            }
+            write_some(p, p->out, row * width, width, y);
+        }
     }
 }

@@ -5,67 +5,21 @@
    whole tree (backward: it alone adds to the tree's key gradients, so sums have a fixed order) for one key/value head
    and the H / G query heads that read it.
 
-   All arithmetic is float32; inputs and outputs are float32 or bfloat16. Keys are packed in panels of 16 (`[D][16]`),
+   All arithmetic here is float32; inputs and outputs are float32 or bfloat16. Where the processor has matrix tiles,
+   amx_attention.c takes bfloat16 over. Keys are packed in panels of 16 (`[D][16]`),
    a score row holds path keys and then own keys, each padded to whole panels. Rows are (token, head) pairs, `ROWS`
    at a time. Widths D are padded with zeros to multiples of 16. No memory grows with the square of anything.
 
    GCC and Clang vector extensions only: the compiler lowers a 16-float vector to what the processor has. */
 
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "vector.h"
+#include "tree.h"
 
 #define ROWS 4        /* rows of a register block */
 #define TILE 32       /* rows whose scores are held at once, about */
-#define MAX_DEPTH 64  /* of a tree */
 
-typedef struct {
-    int32_t heads, kv_heads, width, bfloat16, threads;
-    int32_t families, trees;
-    float scale;
-    const int32_t *start, *length, *parent; /* (S,) of each segment; parent -1 at a root */
-    const int32_t *family_parent;           /* (families,) the segment above, -1 for roots */
-    const int32_t *family_first;            /* (families + 1,) into members */
-    const int32_t *members;                 /* (S,) segments by family */
-    const int32_t *tree_first;              /* (trees + 1,) into families: a tree's families are consecutive */
-    const void *query, *key, *value;        /* (T, H, D), (T, G, D), (T, G, D), contiguous */
-    void *out;                              /* (T, H, D) */
-    float *lse;                             /* (T, H) log2 of the sum of exp2 of scores, scores in base 2 */
-    const void *grad_out;                   /* (T, H, D) */
-    void *grad_query;                       /* (T, H, D) */
-    float *grad_key, *grad_value;           /* (T, G, D), zero on entry */
-} problem;
-
-/* --- small pieces ----------------------------------------------------------------------------------------------- */
-
-static inline int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 static inline int whole_blocks(int rows) { return (rows + ROWS - 1) / ROWS * ROWS; }
-static inline int least(int a, int b) { return a < b ? a : b; }
-
-static inline void read_row(const problem *p, const void *from, int64_t row, float *to, float factor) {
-    int width = p->width;
-    if (p->bfloat16) {
-        const uint16_t *source = (const uint16_t *)from + row * width;
-        for (int d = 0; d < width; d++) to[d] = from_bfloat16(source[d]) * factor;
-    } else {
-        const float *source = (const float *)from + row * width;
-        for (int d = 0; d < width; d++) to[d] = source[d] * factor;
-    }
-}
-
-static inline void write_row(const problem *p, void *to, int64_t row, const float *from, float factor) {
-    int width = p->width;
-    if (p->bfloat16) {
-        uint16_t *target = (uint16_t *)to + row * width;
-        for (int d = 0; d < width; d++) target[d] = to_bfloat16(from[d] * factor);
-    } else {
-        float *target = (float *)to + row * width;
-        for (int d = 0; d < width; d++) target[d] = from[d] * factor;
-    }
-}
 
 /* --- matrix products on packed operands ------------------------------------------------------------------------- */
 
@@ -157,20 +111,6 @@ static void clear_tokens(int from, int to, int W, float *rows, float *panels) {
     }
 }
 
-/* Ancestors from the root down; returns how many. */
-static int path_of(const problem *p, int segment, int *path) {
-    int depth = 0, back[MAX_DEPTH];
-    for (; segment >= 0 && depth < MAX_DEPTH; segment = p->parent[segment]) back[depth++] = segment;
-    for (int i = 0; i < depth; i++) path[i] = back[depth - 1 - i];
-    return depth;
-}
-
-static int path_length(const problem *p, const int *path, int depth) {
-    int total = 0;
-    for (int i = 0; i < depth; i++) total += p->length[path[i]];
-    return total;
-}
-
 static void pack_path(
     const problem *p, const void *from, int g, const int *path, int depth, int W, float *rows, float *panels
 ) {
@@ -182,18 +122,6 @@ static void pack_path(
     clear_tokens(at, padded(at), W, rows, panels);
 }
 
-/* A buffer of the calling thread that only grows: allocating one in every call would fault its pages in every call. */
-static float *workspace(int64_t floats) {
-    static _Thread_local float *buffer = NULL;
-    static _Thread_local int64_t size = 0;
-    if (floats > size) {
-        free(buffer);
-        buffer = aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
-        size = buffer ? floats : 0;
-    }
-    return buffer;
-}
-
 /* Keys of the longest score row of family f, whose path takes `above_padded`. */
 static int most_keys(const problem *p, int f, int above_padded) {
     int most = 0;
@@ -202,11 +130,6 @@ static int most_keys(const problem *p, int f, int above_padded) {
         most = own > most ? own : most;
     }
     return above_padded + most;
-}
-
-/* Row of (T, H) that is row r of a tile beginning at `token`: heads of a group follow each other. */
-static inline int64_t row_of(const problem *p, int g, int shared, int token, int r) {
-    return (int64_t)(token + r / shared) * p->heads + g * shared + r % shared;
 }
 
 /* --- forward ---------------------------------------------------------------------------------------------------- */
@@ -277,13 +200,6 @@ static int forward_family(const problem *p, int f, int g) {
 }
 
 /* --- backward --------------------------------------------------------------------------------------------------- */
-
-static void add_rows(const problem *p, float *to, int g, int start, int count, const float *rows, int W, float factor) {
-    for (int n = 0; n < count; n++) {
-        float *target = to + ((int64_t)(start + n) * p->kv_heads + g) * p->width;
-        for (int d = 0; d < p->width; d++) target[d] += rows[(int64_t)n * W + d] * factor;
-    }
-}
 
 static int backward_family(const problem *p, int f, int g) {
     int W = padded(p->width), shared = p->heads / p->kv_heads, tokens = (TILE + shared - 1) / shared;
@@ -365,18 +281,33 @@ static int backward_family(const problem *p, int f, int g) {
 
 int tree_attention_forward(const problem *p) {
     int failed = 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p->threads) reduction(| : failed)
-    for (int unit = 0; unit < p->families * p->kv_heads; unit++)
-        failed |= forward_family(p, unit / p->kv_heads, unit % p->kv_heads);
+#pragma omp parallel num_threads(p->threads) reduction(| : failed)
+    {
+        char saved[64];
+        if (p->amx) amx_enter(saved);
+#pragma omp for schedule(dynamic, 1)
+        for (int unit = 0; unit < p->families * p->kv_heads; unit++) {
+            int f = unit / p->kv_heads, g = unit % p->kv_heads;
+            failed |= p->amx ? amx_forward_family(p, f, g) : forward_family(p, f, g);
+        }
+        if (p->amx) amx_leave(saved);
+    }
     return failed;
 }
 
 int tree_attention_backward(const problem *p) {
     int failed = 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p->threads) reduction(| : failed)
-    for (int unit = 0; unit < p->trees * p->kv_heads; unit++) {
-        int tree = unit / p->kv_heads, g = unit % p->kv_heads;
-        for (int f = p->tree_first[tree]; f < p->tree_first[tree + 1]; f++) failed |= backward_family(p, f, g);
+#pragma omp parallel num_threads(p->threads) reduction(| : failed)
+    {
+        char saved[64];
+        if (p->amx) amx_enter(saved);
+#pragma omp for schedule(dynamic, 1)
+        for (int unit = 0; unit < p->trees * p->kv_heads; unit++) {
+            int tree = unit / p->kv_heads, g = unit % p->kv_heads;
+            for (int f = p->tree_first[tree]; f < p->tree_first[tree + 1]; f++)
+                failed |= p->amx ? amx_backward_family(p, f, g) : backward_family(p, f, g);
+        }
+        if (p->amx) amx_leave(saved);
     }
     return failed;
 }

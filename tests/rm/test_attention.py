@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -49,30 +50,55 @@ def test_backends_agree_on_long_segments_and_odd_widths(heads, width):
             torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-5)
 
 
-def test_the_compiled_kernel_in_bfloat16_errs_by_the_rounding_of_its_output_only():
-    got = _attend(LONG, "cpu_tree", 0, (9, 3), 64, torch.bfloat16)
-    exact = _attend(LONG, "sdpa", 0, (9, 3), 64, torch.bfloat16)[0]  # its softmax is rounded too
-    torch.testing.assert_close(got[0], exact, atol=2e-2, rtol=2e-2)
+def _in_bfloat16(heads, width):
+    """What the compiled kernel gives in bfloat16 on `LONG`, and the dense float32 answer to the same numbers."""
+    got = _attend(LONG, "cpu_tree", 0, heads, width, torch.bfloat16)
     layout = pack(LONG)[2]
     generator = torch.Generator().manual_seed(0)
     query, key, value, grad = (
-        torch.randn(len(layout.segment), count, 64, generator=generator).bfloat16().float().requires_grad_()
-        for count in (9, 3, 3, 9)
+        torch.randn(len(layout.segment), count, width, generator=generator).bfloat16().float().requires_grad_()
+        for count in (heads[0], heads[1], heads[1], heads[0])
     )
-    out = tree_attention(query, key, value, layout, 0.125, "sdpa")
-    torch.testing.assert_close(got[0], out.bfloat16(), atol=1e-6, rtol=2**-7)  # one unit in the last place
+    out = tree_attention(query, key, value, layout, width**-0.5, "sdpa")
     out.backward(grad.detach())
-    for mine, want in zip(got[1:], (query.grad, key.grad, value.grad), strict=True):
+    return got, (out, query.grad, key.grad, value.grad)
+
+
+def test_vectors_in_bfloat16_err_by_the_rounding_of_their_output_only(monkeypatch):
+    monkeypatch.setattr(native, "has_matrix_tiles", lambda: False)
+    got, exact = _in_bfloat16((9, 3), 64)
+    torch.testing.assert_close(got[0], exact[0].bfloat16(), atol=1e-6, rtol=2**-7)  # one unit in the last place
+    for mine, want in zip(got[1:], exact[1:], strict=True):
         torch.testing.assert_close(mine.float(), want, atol=2e-2, rtol=2e-2)
 
 
-def test_the_compiled_kernel_gives_the_same_gradients_on_any_number_of_threads():
+@pytest.mark.skipif(not native.has_matrix_tiles(), reason="this processor has no matrix tiles (Intel AMX)")
+@pytest.mark.parametrize(("heads", "width"), [((9, 3), 64), ((2, 2), 80), ((4, 1), 20), ((1, 1), 128), ((80, 1), 8)])
+def test_matrix_tiles_err_by_the_rounding_of_probabilities(heads, width):
+    for mine, want in zip(*_in_bfloat16(heads, width), strict=True):
+        assert (mine.float() - want).norm() < 4e-3 * want.norm()
+        assert (mine.float() - want).abs().max() < 2e-2 * want.abs().max()
+
+
+@pytest.mark.skipif(not native.has_matrix_tiles(), reason="this processor has no matrix tiles (Intel AMX)")
+@settings(deadline=None, max_examples=40)
+@given(forests, st.integers(0, 1000))
+def test_matrix_tiles_agree_with_vectors(forest, seed):
+    tiles = _attend(forest, "cpu_tree", seed, dtype=torch.bfloat16)
+    with mock.patch.object(native, "has_matrix_tiles", lambda: False):
+        vectors = _attend(forest, "cpu_tree", seed, dtype=torch.bfloat16)
+    for mine, want in zip(tiles, vectors, strict=True):
+        assert (mine.float() - want.float()).abs().max() <= 2e-2 * want.float().abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_kernel_gives_the_same_gradients_on_any_number_of_threads(dtype):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = _attend(LONG, "cpu_tree", 0)
+        alone = _attend(LONG, "cpu_tree", 0, dtype=dtype)
         torch.set_num_threads(3)
-        shared = _attend(LONG, "cpu_tree", 0)
+        shared = _attend(LONG, "cpu_tree", 0, dtype=dtype)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(first, second) for first, second in zip(alone, shared, strict=True))
@@ -88,7 +114,9 @@ def test_large_scores_do_not_overflow_and_far_ones_vanish():
         assert out.abs().max() < 1e-6, backend  # all weight is on key 0, whose value is 0
 
 
-def test_nan_stays_nan_in_bfloat16():
+@pytest.mark.parametrize("tiles", [False, native.has_matrix_tiles()])
+def test_nan_stays_nan_in_bfloat16(tiles, monkeypatch):
+    monkeypatch.setattr(native, "has_matrix_tiles", lambda: tiles)
     query, key = torch.ones(2, 5, 1, 4).bfloat16()
     key[0] = torch.nan  # of the prompt, which all see
     layout = pack([Tree([3] * 3, [Branch([3], [[3]])])])[2]

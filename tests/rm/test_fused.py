@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from rm import native
 from rm.fused import fuse
@@ -37,6 +37,24 @@ def test_kernels_equal_their_formulas_forward_and_backward(width):
         torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [6, 64])
+def test_rotary_positions_equal_the_librarys_forward_and_backward(width):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(1, 3, 37, width, generator=generator, requires_grad=True) for _ in range(2))
+    cos, sin = (torch.randn(1, 37, width, generator=generator) for _ in range(2))
+    want, _ = apply_rotary_pos_emb(x, x, cos, sin)
+    want.backward(grad)
+    rows, grad_rows = (y.detach()[0].transpose(0, 1) for y in (x, grad))
+    torch.testing.assert_close(native.rotate(rows, cos[0], sin[0]).transpose(0, 1)[None], want)
+    torch.testing.assert_close(native.rotate(grad_rows, cos[0], sin[0], back=True).transpose(0, 1)[None], x.grad)
+
+
+def test_a_function_of_another_formula_is_left_alone(monkeypatch, tiny_backbone):
+    decoder = AutoModel.from_pretrained(tiny_backbone, dtype=torch.float32).eval()
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.apply_rotary_pos_emb", lambda q, k, *_: (q * 2, k))
+    assert fuse(decoder) == 3 * decoder.config.num_hidden_layers + 1
+
+
 def test_bfloat16_is_rounded_once():
     x = torch.randn(11, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
     weight = torch.ones(48, dtype=torch.bfloat16)
@@ -50,7 +68,7 @@ def test_a_decoder_computes_the_same_before_and_after_and_so_does_a_copy(tiny_ba
     ids = torch.arange(3, 40)[None]
     before = decoder(ids).last_hidden_state
     layers = decoder.config.num_hidden_layers
-    assert fuse(decoder) == 3 * layers + 1  # two norms and one gated map a layer, and the last norm
+    assert fuse(decoder) == 4 * layers + 1  # two norms, rotary positions and a gated map a layer, and the last norm
     after = decoder(ids).last_hidden_state
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
     twin = copy.deepcopy(decoder)
