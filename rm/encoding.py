@@ -4,7 +4,8 @@ What is data (prompt, response, criterion) is tokenised with special tokens swit
 turn or pose as the template.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,8 @@ from rm import template
 from rm.layout import Branch, Tree
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion
+
+_KNOWN_CRITERIA = 16_384  # whose ids are kept
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._read = functools.lru_cache(_KNOWN_CRITERIA)(self._ids)  # a rubric comes back with every response
+        empty = template.prompt_segment(""), template.response_segment("")
+        self._least = 1 + max(sum(len(self._ids(part)) for part in segment) for segment in empty)
+
+    def check(self, criteria: Iterable[Criterion]) -> None:
+        """Raise UserError if one of ``criteria`` leaves no room for a prompt and a response."""
+        for criterion in criteria:
+            self._criterion(criterion)
 
     def encode(self, prompt: str, responses: Sequence[str], criteria: Sequence[Sequence[Criterion]]) -> Encoded:
         """One prompt, R responses, and the criteria asked of each (R lists).
@@ -39,18 +50,24 @@ class Encoder:
         """
         criteria_ids = [[self._criterion(criterion) for criterion in row] for row in criteria]
         longest = max((len(ids) for row in criteria_ids for ids in row), default=0)
-        room = self.max_length - longest
+        start = self._start()
+        room = self.max_length - len(start) - longest
         prompt_ids, prompt_cut = self._fit(template.prompt_segment(prompt), room // 2, keep_end=True)
         branches, response_cut = [], []
         for response, row in zip(responses, criteria_ids, strict=True):
             ids, cut = self._fit(template.response_segment(response), room - len(prompt_ids), keep_end=False)
             branches.append(Branch(ids, row))
             response_cut.append(cut)
-        return Encoded(Tree(self._start() + prompt_ids, branches), prompt_cut, response_cut)
+        return Encoded(Tree(start + prompt_ids, branches), prompt_cut, response_cut)
 
     def _criterion(self, criterion: Criterion) -> list[int]:
-        before, body, after = template.criterion_segment(criterion)
-        return self._ids(before + body + after)
+        ids = self._read("".join(template.criterion_segment(criterion)))
+        if self.max_length - len(self._start()) - len(ids) < 2 * self._least:
+            raise UserError(
+                f"max_length: {self.max_length} tokens leave no room beside a criterion of {len(ids)} "
+                f"({criterion.text[:40]!r}...); raise max_length"
+            )
+        return ids
 
     def _fit(self, segment: template.Segment, room: int, *, keep_end: bool) -> tuple[list[int], int]:
         """The segment's ids in at most ``room`` tokens, and how many of its body's tokens were cut."""
@@ -59,10 +76,6 @@ class Encoder:
             return whole, 0
         before, body, after = map(self._ids, segment)
         space = room - len(before) - len(after)
-        if space < 1:
-            raise UserError(
-                f"max_length: {self.max_length} tokens leave no room beside the longest criterion; raise max_length"
-            )
         kept = body[-space:] if keep_end else body[:space]
         return before + kept + after, max(len(body) - len(kept), 0)
 

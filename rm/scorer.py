@@ -4,16 +4,18 @@ Owns grouping, budgets and the caller's order; the forward pass is `rm.model`, t
 """
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.progress import track
+from rich.progress import Progress
 
 from rm.backbone import load_tokenizer
 from rm.calibration import Calibration
@@ -28,6 +30,8 @@ from rubric_data.files import atomic_path
 from rubric_data.io import load_data
 from rubric_data.records import Criterion, JudgedResponse, Level, Rubric
 from rubric_data.reward import rubric_reward
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,20 +115,21 @@ class RubricScorer:
 
         Raises ValueError if the three lists differ in length, UserError if a criterion does not fit the window.
         """
-        jobs = [_Job(self.encoder, prompt, group) for prompt, group in _by_prompt(prompts, responses, rubrics).items()]
-        pieces = [(job, piece) for job in jobs for piece in job.pieces(self.tokens_per_batch)]
-        batches = list(budget_batches([piece.tree.length for _, piece in pieces], self.tokens_per_batch))
-        for batch in track(batches, "scoring", disable=not progress, transient=True):
-            for chosen, cached in self._by_cache([pieces[index] for index in batch]):
-                logits = iter(self._logits([piece.tree for _, piece in chosen], cached))
-                for job, piece in chosen:
-                    for place in piece.places:
-                        job.logits[place] = next(logits)
+        self.encoder.check({criterion for rubric in rubrics for criterion in rubric.criteria})  # before hours of work
         scored: list[Scored | None] = [None] * len(prompts)
-        for job in jobs:
-            for index, rubric, logits_K, truncated in job.results():
-                probs = self.calibration(logits_K)
-                scored[index] = Scored(probs, logits_K, rubric_reward(rubric, probs), truncated)
+        with Progress(transient=True, disable=not progress) as bar:
+            task = bar.add_task("scoring", total=len(prompts))
+            for batch, finished in ahead(self._batches(_by_prompt(prompts, responses, rubrics))):
+                for chosen, cached in self._by_cache(batch):
+                    logits = iter(self._logits([piece.tree for _, piece in chosen], cached))
+                    for job, piece in chosen:
+                        for place in piece.places:
+                            job.logits[place] = next(logits)
+                for job in finished:
+                    for index, rubric, logits_K, truncated in job.results():
+                        probs = self.calibration(logits_K)
+                        scored[index] = Scored(probs, logits_K, rubric_reward(rubric, probs), truncated)
+                        bar.advance(task)
         return [item for item in scored if item is not None]
 
     def score_records(self, records: Sequence[JudgedResponse], *, progress: bool = False) -> list[Scored]:
@@ -132,6 +137,23 @@ class RubricScorer:
         columns = zip(*((record.prompt, record.response, record.rubric) for record in records), strict=True)
         prompts, responses, rubrics = (list(column) for column in columns)
         return self.score(prompts, responses, rubrics, progress=progress)
+
+    def _batches(self, groups: "dict[str, _Group]") -> Iterator[tuple[list["_Work"], list["_Job"]]]:
+        """Pieces of trees within the budget, and the jobs that are complete with them; prompts are encoded as met."""
+        batch: list[_Work] = []
+        finished: list[_Job] = []
+        tokens = 0
+        for prompt, group in groups.items():
+            job = _Job(self.encoder, prompt, group)
+            for piece in job.pieces(self.tokens_per_batch):
+                if batch and tokens + piece.tree.length > self.tokens_per_batch:
+                    yield batch, finished
+                    batch, finished, tokens = [], [], 0
+                batch.append((job, piece))
+                tokens += piece.tree.length
+            finished.append(job)
+        if batch:
+            yield batch, finished
 
     def _by_cache(self, pieces: list["_Work"]) -> Iterator[tuple[list["_Work"], bool]]:
         """The pieces whose prefixes are all cached, then the others, whose storing may push the first ones out."""
@@ -153,6 +175,16 @@ class RubricScorer:
         logits = self.model(*batch, reading).tolist()
         self.cache.store(trees, reading)
         return logits
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, the next ``depth`` of them made in a thread while the caller is busy with one."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        pending = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(thread.submit(next, items, end))
+            yield item
 
 
 _Group = dict[str, list[tuple[int, Rubric]]]  # response -> who asked for it, with which rubric

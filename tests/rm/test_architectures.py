@@ -62,6 +62,23 @@ def test_lora_reaches_every_linear_map_and_learns(name, tmp_path, tiny_backbone)
     assert len(grads) >= 4 and all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_checkpointing_changes_no_gradient(name, tmp_path, tiny_backbone):
+    folder = _saved(name, EXACT[name], tmp_path, tiny_backbone)
+    model = RubricRewardModel.from_language_model(folder, max_length=64, dtype="float32").train()
+    model.add_lora(2, 4)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    grads = []
+    for _ in range(2):
+        model(*pack(FOREST)).sum().backward()
+        grads.append([p.grad for p in trained])
+        model.zero_grad()
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    assert any(type(m).__name__.endswith("DecoderLayer") and m.gradient_checkpointing for m in model.modules())
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

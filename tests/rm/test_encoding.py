@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -58,5 +60,20 @@ def test_long_texts_are_cut_and_counted_and_criteria_never(tokenizer):
 
 
 def test_a_criterion_that_leaves_no_room_is_refused(tokenizer):
-    with pytest.raises(UserError, match="leave no room beside the longest criterion; raise max_length"):
+    with pytest.raises(UserError, match=r"max_length: 64 tokens leave no room beside a criterion of \d+ \('word .*raise max_length"):
         Encoder(tokenizer, 64).encode("p", ["r"], [[Criterion(id="a", text="word " * 80)]])
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_no_path_is_longer_than_the_window_however_small(tokenizer, bos):
+    with_start, criteria = copy.deepcopy(tokenizer), [Criterion(id="a", text="word " * 8)]
+    with_start.bos_token, with_start.add_bos_token = "<|im_start|>", bos
+    for window in range(60, 90):
+        encoder = Encoder(with_start, window)
+        try:
+            tree = encoder.encode("p " * 99, ["r " * 99], [criteria]).tree
+        except UserError:
+            continue
+        assert (tree.tokens[0] == with_start.bos_token_id) == bos
+        branch = tree.branches[0]
+        assert len(tree.tokens) + len(branch.tokens) + len(branch.criteria[0]) <= window

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rm.calibration import Calibration, run_calibrate
 from rm.config import CalibrateConfig, ScoreConfig
 from rm.model import RubricRewardModel
-from rm.scorer import RubricScorer, run_score
+from rm.scorer import RubricScorer, ahead, run_score
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
 from rubric_data.records import Criterion, Rubric
@@ -106,3 +106,15 @@ def test_calibrate_fits_the_validation_split_and_scorers_use_it(model_folder, ju
     assert (loaded.method, loaded.scale, loaded.shift) == (report["method"], report["scale"], report["shift"])
     with pytest.raises(UserError, match="exists already; add --overwrite true"):
         run_calibrate(config)
+
+
+def test_items_made_ahead_keep_their_order_and_their_errors():
+    def items():
+        yield from range(5)
+        raise UserError("broken")
+
+    found = []
+    with pytest.raises(UserError, match="broken"):
+        for item in ahead(items()):
+            found.append(item)
+    assert found == list(range(5))
