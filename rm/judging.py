@@ -77,6 +77,7 @@ def build_judge(config: JudgeConfig) -> Judge:
             attempts=config.attempts,
             concurrency=config.concurrency,
             temperature=config.temperature,
+            max_tokens=config.max_tokens,
         )
     raise UserError(f"judge: unknown judge {config.judge!r}; use verifier, local or openai")
 

@@ -115,7 +115,8 @@ class RubricScorer:
 
         Raises ValueError if the three lists differ in length, UserError if a criterion does not fit the window.
         """
-        self.encoder.check({criterion for rubric in rubrics for criterion in rubric.criteria})  # before hours of work
+        different = {_as_read(criterion): criterion for rubric in rubrics for criterion in rubric.criteria}
+        self.encoder.check(different.values())  # before hours of work
         scored: list[Scored | None] = [None] * len(prompts)
         with Progress(transient=True, disable=not progress) as bar:
             task = bar.add_task("scoring", total=len(prompts))

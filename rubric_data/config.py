@@ -18,6 +18,7 @@ class JudgeConfig:
     attempts: int = 4  # openai: tries per call before the verdicts are masked
     concurrency: int = 8  # openai: calls in flight
     temperature: float | None = 0.0  # openai: null leaves it to the endpoint, for models that take no other
+    max_tokens: int | None = None  # openai: longest reply; unset is the endpoint's own limit, 1,024 for some
     ledger: str | None = None  # SQLite ledger; unset means ledger.sqlite in the run folder
     max_masked: float = 0.2  # stop with advice once this share of the verdicts is masked
     limit: int | None = None  # judge only the first responses, for a trial

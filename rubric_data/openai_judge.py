@@ -58,7 +58,7 @@ class OpenAIJudge:
     ``base_url`` None means OpenAI's own. ``api_key_env`` names the environment variable with the key, which
     only OpenAI's own endpoint insists on. ``timeout`` in seconds for one try, ``attempts`` tries for one
     call, ``concurrency`` calls in flight. ``temperature`` None leaves it to the endpoint (some models take
-    no other). Raises UserError on a bad argument or a missing key.
+    no other), ``max_tokens`` None the length of a reply. Raises UserError on a bad argument or a missing key.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class OpenAIJudge:
         attempts: int = 4,
         concurrency: int = 8,
         temperature: float | None = 0.0,
+        max_tokens: int | None = None,
     ) -> None:
-        for name, value in (("timeout", timeout), ("attempts", attempts), ("concurrency", concurrency)):
-            if not value > 0:
+        positive = {"timeout": timeout, "attempts": attempts, "concurrency": concurrency, "max_tokens": max_tokens}
+        for name, value in positive.items():
+            if value is not None and not value > 0:
                 raise UserError(f"openai judge: {name} must be positive, got {value}; raise it")
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise UserError(f"openai judge: base_url must start with http:// or https://, got {base_url!r}; correct it")
@@ -86,7 +88,8 @@ class OpenAIJudge:
         self._timeout = timeout
         self._attempts = attempts
         self._concurrency = concurrency
-        self._options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+        options = {"temperature": temperature, "max_completion_tokens": max_tokens}
+        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         self._key_hint = f"check ${api_key_env}, the model's name and base_url"
         self._client = openai.OpenAI(
             api_key=key or "none",

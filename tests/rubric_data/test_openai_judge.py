@@ -112,6 +112,12 @@ def test_one_call_answers_all_criteria(serve):
     }
 
 
+def test_a_limit_on_the_reply_is_passed_on(serve):
+    server = serve(completion(GOOD))
+    ask(server, max_tokens=90)
+    assert server.requests[0]["max_completion_tokens"] == 90
+
+
 def test_prose_around_the_object(serve):
     assert values(ask(serve(completion(f"Here you are:\n```json\n{GOOD}\n```\nHope it helps!")))) == [1.0, 0.5]
 
