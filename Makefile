@@ -42,6 +42,7 @@ test-slow: venv  ## the tests that take longer than ten seconds each
 	@$(BIN)/python -m pytest -m slow
 
 bench: venv  ## measure the speed claims (about twenty minutes), write records, print the table
+	@$(PIP) -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks.speed
 
 check: venv  ## lint, format, types, import directions

@@ -7,19 +7,14 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.record import RESULTS, ROOT, circumstances
+from benchmarks.record import RESULTS, ROOT, circumstances, quoted
 from rubric_data.files import ORIGIN_NAME, write_json, write_text
 
-_BEGIN, _END = "<!-- demo:begin -->", "<!-- demo:end -->"
 
-
-def quote(readme: str, summary: str, commit: str) -> str:
-    """``readme`` with what stands between its markers replaced by the tables of ``summary``."""
-    before, _, rest = readme.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    tables = summary.partition("\n")[2].replace("\n## ", "\n### ").strip()
-    note = f"A real run, as it came out (commit `{commit[:7]}`, `benchmarks/results/demo.json`). {tables}"
-    return f"{before}{_BEGIN}\n{note}\n{_END}{after}"
+def tables(summary: str, commit: str) -> str:
+    """The tables of a run's summary.md as the README quotes them."""
+    body = summary.partition("\n")[2].replace("\n## ", "\n### ").strip()
+    return f"A real run, as it came out (commit `{commit[:7]}`, `benchmarks/results/demo.json`). {body}"
 
 
 def main() -> None:
@@ -32,9 +27,9 @@ def main() -> None:
     made = {key: origin[key] for key in ("commit", "dirty")}
     record = {"name": "demo", **circumstances(config, made), "summary": summary}
     write_json(RESULTS / "demo.json", record)
+    text = tables((folder / "summary.md").read_text(encoding="utf-8"), record["commit"])
     readme = ROOT / "README.md"
-    tables = (folder / "summary.md").read_text(encoding="utf-8")
-    write_text(readme, quote(readme.read_text(encoding="utf-8"), tables, record["commit"]))
+    write_text(readme, quoted(readme.read_text(encoding="utf-8"), "demo", text))
 
 
 if __name__ == "__main__":

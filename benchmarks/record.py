@@ -53,7 +53,7 @@ def write_record(
     record = {
         "name": name,
         **circumstances(config),
-        "data": None if data is None else {"path": str(data), "sha256": _file_hash(Path(data))},
+        "data": None if data is None else {"path": os.path.relpath(data, ROOT), "sha256": _file_hash(Path(data))},
         "unit": unit,
         "result": ours,
         "baseline": {"name": baseline, **theirs},
@@ -63,6 +63,13 @@ def write_record(
     path = results / f"{name}.json"
     write_json(path, record)
     return path
+
+
+def quoted(page: str, name: str, text: str) -> str:
+    """``page`` with what stands between its markers ``<!-- name:begin -->`` and ``<!-- name:end -->`` replaced."""
+    begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def circumstances(config: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> dict[str, Any]:

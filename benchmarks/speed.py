@@ -1,10 +1,11 @@
 """Scoring and training speed beside the alternatives, all in one process: `make bench`, or
 
-    python -m benchmarks.speed                 every claim, about twenty minutes on two cores
+    python -m benchmarks.speed                 all but the last, about twenty minutes on two cores
     python -m benchmarks.speed score growth    some of them
 
 Claims: score (against one padded sequence per criterion, a P(yes) judge, a JSON judge, any2jev), train, efficiency,
-growth, memory. Every claim becomes benchmarks/results/speed-*.json; a table closes the run. Needs any2jev 0.1 (extra
+growth, memory, files (`rubric-rm score` on 2,000 responses, ten minutes more). Every claim becomes
+benchmarks/results/speed-*.json; a table closes the run, and docs/performance.md quotes it. Needs any2jev 0.1 (extra
 `bench`) and ../shared/data/realsumm.parquet for the parts that name them; they are left out, saying so, where absent.
 """
 
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,18 +29,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import RESULTS, ROOT, spread, write_record
+from benchmarks.record import RESULTS, ROOT, quoted, spread, write_record
 from rm import template
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype, resolve_model
+from rm.config import ScoreConfig
 from rm.encoding import Encoder
 from rm.layout import Tree, pack
 from rm.local_judge import LocalJudge
 from rm.lora import attach_lora
 from rm.model import RubricRewardModel
-from rm.scorer import RubricScorer
-from rubric_data.io import read_judged
+from rm.scorer import RubricScorer, run_score
+from rubric_data.files import write_text
+from rubric_data.io import read_judged, write_judged
 from rubric_data.judges import JudgeRequest
-from rubric_data.records import Criterion, Rubric
+from rubric_data.records import Criterion, JudgedResponse, Rubric
 
 REALSUMM = ROOT.parent / "shared" / "data" / "realsumm.parquet"
 MODEL = "smollm2"
@@ -373,9 +377,10 @@ def claim_train() -> list[Row]:
 
 
 def claim_efficiency() -> list[Row]:
-    """Share of the matrix-product peak measured beside it that scoring reaches."""
+    """Share of the matrix-product peak measured beside it that scoring reaches; the notes say what limits it."""
     scorer = _scorer()
-    linear = sum(m.weight.numel() for m in scorer.model.backbone.modules() if isinstance(m, torch.nn.Linear))
+    maps = [m for m in scorer.model.backbone.modules() if isinstance(m, torch.nn.Linear)]
+    weights = sum(m.weight.numel() for m in maps)
     rows = []
     for work in works():
         trees = work.trees(scorer.encoder)
@@ -383,19 +388,30 @@ def claim_efficiency() -> list[Row]:
         tokens = sum(tree.length for tree in trees)
         with torch.inference_mode():
             scorer.model(*batch)
-            flops, peak = [], []
+            flops, peak, share = [], [], []
             for _ in range(REPEATS):
-                peak.append(gemm_peak(scorer.model.backbone.dtype))
-                flops.append(2 * linear * tokens / _seconds(functools.partial(scorer.model, *batch)) / 1e9)
-        rows.append(_recorded(f"efficiency-{work.name}", "GFLOPS", flops, "matrix product, 2048 cubed", peak, "0.75"))
+                seconds = _seconds(functools.partial(scorer.model, *batch))
+                peak.append(gemm_peak(scorer.model.backbone.dtype, seconds))
+                flops.append(2 * weights * tokens / seconds / 1e9)
+                share.append(_alone(maps, tokens) / seconds)
+        notes = f"the same linear maps on random input, nothing else, take {spread(share)['median']:.0%} of the pass"
+        name = f"efficiency-{work.name}"
+        rows.append(_recorded(name, "GFLOPS", flops, "matrix product, 2048 cubed", peak, "0.75", notes=notes))
     return rows
 
 
-def gemm_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """GFLOPS of a square matrix product."""
+def _alone(maps: Sequence[torch.nn.Linear], tokens: int) -> float:
+    """Seconds of the linear maps on random input."""
+    inputs = {n: torch.randn(tokens, n).to(maps[0].weight.dtype) for n in {m.in_features for m in maps}}
+    return _seconds(lambda: [m(inputs[m.in_features]) for m in maps])
+
+
+def gemm_peak(dtype: torch.dtype, seconds: float = 0.5, size: int = 2048) -> float:
+    """GFLOPS of a square matrix product, repeated for about ``seconds``: short bursts may run at another clock."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    a @ b
-    return 5 * 2 * size**3 / _seconds(lambda: [a @ b for _ in range(5)]) / 1e9
+    once = min(_seconds(lambda: a @ b) for _ in range(3))
+    times = max(5, round(seconds / once))
+    return times * 2 * size**3 / _seconds(lambda: [a @ b for _ in range(times)]) / 1e9
 
 
 def claim_growth() -> list[Row]:
@@ -440,13 +456,48 @@ def peak_gib(tokens: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def claim_files() -> list[Row]:
+    """`rubric-rm score` on 2,000 responses x 10 criteria from Parquet to Parquet, its start included, over memory."""
+    work = made_up("files", prompts=250, prompt=40, responses=8, response=40, criteria=10, criterion=12)
+    records = [
+        JudgedResponse(
+            prompt_id=sha256(prompt.encode()).hexdigest()[:16], prompt=prompt, response_id=f"r{place}",
+            response=response, rubric=rubric,
+        )
+        for place, (prompt, response, rubric) in enumerate(
+            zip(work.prompts, work.responses, work.rubrics, strict=True)
+        )
+    ]  # fmt: skip
+    part = replace(work, prompts=work.prompts[:200], responses=work.responses[:200], rubrics=work.rubrics[:200])
+    memory = ours(part)
+    memory()
+    with tempfile.TemporaryDirectory() as folder:
+        model, source, target = (str(Path(folder) / name) for name in ("model", "in.parquet", "out.parquet"))
+        scorer = _scorer()
+        scorer.model.save(model)
+        scorer.encoder.tokenizer.save_pretrained(model)
+        write_judged(source, records)
+        rates = [part.criteria / _seconds(memory)]
+        files = [work.criteria / _seconds(lambda: run_score(ScoreConfig(model=model, data=source, output=target)))]
+        rates.append(part.criteria / _seconds(memory))
+    return [_recorded("files", "criteria / s", files, "memory, a tenth of it before and after", rates, "0.9")]
+
+
 def _compare(name: str, first: Run, second: Run, target: str, **config: Any) -> Row:
     mine, theirs = _rates(first, second)
     return _recorded(name, "criteria / s", mine, name.rpartition("-")[2], theirs, target, **config)
 
 
 def _recorded(
-    name: str, unit: str, mine: Sequence[float], other: str, theirs: Sequence[float], target: str, **config: Any
+    name: str,
+    unit: str,
+    mine: Sequence[float],
+    other: str,
+    theirs: Sequence[float],
+    target: str,
+    *,
+    notes: str = "",
+    **config: Any,
 ) -> Row:
     path = write_record(
         f"speed-{name}",
@@ -456,6 +507,7 @@ def _recorded(
         baseline_samples=theirs,
         config={"model": MODEL, "target": target, **config},
         data=REALSUMM if "realsumm" in name else None,
+        notes=notes,
     )
     ratio = json.loads(path.read_text(encoding="utf-8"))["ratio"]
     first, second = spread(mine), spread(theirs)
@@ -482,20 +534,42 @@ CLAIMS: dict[str, Callable[[], list[Row]]] = {
     "efficiency": claim_efficiency,
     "growth": claim_growth,
     "memory": claim_memory,
+    "files": claim_files,
 }
+_QUICK = tuple(name for name in CLAIMS if name != "files")
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records of this benchmark as a Markdown table: medians, and quartiles of ours."""
+    lines = ["| claim | unit | ours | the other | ratio | target |", "| --- | --- | --- | --- | --- | --- |"]
+    for record in records:
+        first, second = record["result"], record["baseline"]
+        cells = (
+            f"`{record['name'].removeprefix('speed-')}`",
+            record["unit"],
+            f"{first['median']:.4g} [{first['q1']:.4g} {first['q3']:.4g}]",
+            f"{second['median']:.4g} ({second['name']})",
+            f"{record['ratio']:.2f}",
+            record["config"]["target"],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", choices=[*CLAIMS, []], help="which claims; all if none is named")
-    names = parser.parse_args().claims or list(CLAIMS)
+    names = parser.parse_args().claims or _QUICK
     if not REALSUMM.exists():
         _console.print(f"{REALSUMM} is not there: its comparisons are left out")
-    table = Table("claim", "ours", "the other", "ratio", title=f"written to {RESULTS.relative_to(Path.cwd())}")
+    shown = Table("claim", "ours", "the other", "ratio", title=f"written to {RESULTS.relative_to(Path.cwd())}")
     for name in names:
         for row in CLAIMS[name]():
-            table.add_row(*row)
-    _console.print(table)
+            shown.add_row(*row)
+    _console.print(shown)
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("speed-*.json"))]
+    page = ROOT / "docs" / "performance.md"
+    write_text(page, quoted(page.read_text(encoding="utf-8"), "speed", table(records)))
 
 
 if __name__ == "__main__":

@@ -74,3 +74,10 @@ def test_every_module_says_what_it_owns():
         and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not undocumented
+
+
+def test_the_readme_has_a_line_for_every_file():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [path for package in (*MAY_IMPORT, "benchmarks") for path in (ROOT / package).rglob("*.[pch]*")]
+    names = [path.relative_to(ROOT).as_posix() for path in files if path.suffix in (".py", ".c", ".h")]
+    assert [name for name in names if not name.endswith("__init__.py") and f"`{name}`" not in readme] == []

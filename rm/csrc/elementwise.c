@@ -4,7 +4,6 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "vector.h"
 
@@ -23,21 +22,11 @@ typedef struct {
 } elementwise;
 
 static inline void read_some(const elementwise *p, const void *from, int64_t at, int count, float *to) {
-    if (p->bfloat16) {
-        const uint16_t *source = (const uint16_t *)from + at;
-        for (int d = 0; d < count; d++) to[d] = from_bfloat16(source[d]);
-    } else {
-        memcpy(to, (const float *)from + at, (size_t)count * sizeof(float));
-    }
+    read_numbers(p->bfloat16, from, at, count, to, 1.0f);
 }
 
 static inline void write_some(const elementwise *p, void *to, int64_t at, int count, const float *from) {
-    if (p->bfloat16) {
-        uint16_t *target = (uint16_t *)to + at;
-        for (int d = 0; d < count; d++) target[d] = to_bfloat16(from[d]);
-    } else {
-        memcpy((float *)to + at, from, (size_t)count * sizeof(float));
-    }
+    write_numbers(p->bfloat16, to, at, count, from, 1.0f);
 }
 
 /* out = weight * x / sqrt(mean(x^2) + epsilon) */

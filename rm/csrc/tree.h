@@ -33,25 +33,11 @@ static inline int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 static inline void read_row(const problem *p, const void *from, int64_t row, float *to, float factor) {
-    int width = p->width;
-    if (p->bfloat16) {
-        const uint16_t *source = (const uint16_t *)from + row * width;
-        for (int d = 0; d < width; d++) to[d] = from_bfloat16(source[d]) * factor;
-    } else {
-        const float *source = (const float *)from + row * width;
-        for (int d = 0; d < width; d++) to[d] = source[d] * factor;
-    }
+    read_numbers(p->bfloat16, from, row * p->width, p->width, to, factor);
 }
 
 static inline void write_row(const problem *p, void *to, int64_t row, const float *from, float factor) {
-    int width = p->width;
-    if (p->bfloat16) {
-        uint16_t *target = (uint16_t *)to + row * width;
-        for (int d = 0; d < width; d++) target[d] = to_bfloat16(from[d] * factor);
-    } else {
-        float *target = (float *)to + row * width;
-        for (int d = 0; d < width; d++) target[d] = from[d] * factor;
-    }
+    write_numbers(p->bfloat16, to, row * p->width, p->width, from, factor);
 }
 
 /* Ancestors from the root down; returns how many. */
@@ -73,7 +59,9 @@ static inline int64_t row_of(const problem *p, int g, int shared, int token, int
     return (int64_t)(token + r / shared) * p->heads + g * shared + r % shared;
 }
 
-static inline void add_rows(const problem *p, float *to, int g, int start, int count, const float *rows, int W, float factor) {
+static inline void add_rows(
+    const problem *p, float *to, int g, int start, int count, const float *rows, int W, float factor
+) {
     for (int n = 0; n < count; n++) {
         float *target = to + ((int64_t)(start + n) * p->kv_heads + g) * p->width;
         for (int d = 0; d < p->width; d++) target[d] += rows[(int64_t)n * W + d] * factor;

@@ -60,4 +60,25 @@ static inline uint16_t to_bfloat16(float number) {
     return (uint16_t)((x.bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
 }
 
+/* `count` numbers at `at` of an array of float32 or bfloat16, times `factor`, as floats; and back. */
+static inline void read_numbers(int bfloat16, const void *from, int64_t at, int count, float *to, float factor) {
+    if (bfloat16) {
+        const uint16_t *source = (const uint16_t *)from + at;
+        for (int d = 0; d < count; d++) to[d] = from_bfloat16(source[d]) * factor;
+    } else {
+        const float *source = (const float *)from + at;
+        for (int d = 0; d < count; d++) to[d] = source[d] * factor;
+    }
+}
+
+static inline void write_numbers(int bfloat16, void *to, int64_t at, int count, const float *from, float factor) {
+    if (bfloat16) {
+        uint16_t *target = (uint16_t *)to + at;
+        for (int d = 0; d < count; d++) target[d] = to_bfloat16(from[d] * factor);
+    } else {
+        float *target = (float *)to + at;
+        for (int d = 0; d < count; d++) target[d] = from[d] * factor;
+    }
+}
+
 #endif

@@ -56,3 +56,9 @@ def test_no_record_without_a_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "ROOT", tmp_path)
     with pytest.raises(record.UserError, match="run benchmarks in a git checkout"):
         record.checked_out()
+
+
+def test_a_page_quotes_between_its_markers_and_keeps_the_rest():
+    page = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb <!-- y:begin -->"
+    assert record.quoted(page, "x", "new") == "a\n<!-- x:begin -->\nnew\n<!-- x:end -->\nb <!-- y:begin -->"
+    assert record.quoted(record.quoted(page, "x", "new"), "x", "old") == page

@@ -45,3 +45,14 @@ def test_rates_are_questions_a_second_taken_in_turns(monkeypatch):
 def test_ours_and_every_alternative_that_needs_no_big_model_answer_all_they_are_given(tiny):
     assert speed.ours(tiny)() == 24
     assert speed.ours_training(tiny)() == 24
+
+
+def test_the_table_quotes_records_with_their_targets():
+    measured = {"median": 12.0, "q1": 11.0, "q3": 13.5}
+    one = {
+        "name": "speed-score-a-padded", "unit": "criteria / s", "result": measured, "ratio": 6.0,
+        "baseline": {"name": "padded", "median": 2.0}, "config": {"target": "5.9"},
+    }  # fmt: skip
+    assert speed.table([one]).splitlines()[2:] == [
+        "| `score-a-padded` | criteria / s | 12 [11 13.5] | 2 (padded) | 6.00 | 5.9 |"
+    ]

@@ -60,7 +60,9 @@ def test_long_texts_are_cut_and_counted_and_criteria_never(tokenizer):
 
 
 def test_a_criterion_that_leaves_no_room_is_refused(tokenizer):
-    with pytest.raises(UserError, match=r"max_length: 64 tokens leave no room beside a criterion of \d+ \('word .*raise max_length"):
+    with pytest.raises(
+        UserError, match=r"max_length: 64 tokens leave no room beside a criterion of \d+ \('word .*raise max_length"
+    ):
         Encoder(tokenizer, 64).encode("p", ["r"], [[Criterion(id="a", text="word " * 80)]])
 
 
