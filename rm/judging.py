@@ -5,7 +5,7 @@ Owns which judge a name means; asking and resuming is `rubric_data.labelling`.
 
 import logging
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from rubric_data.config import JudgeConfig
@@ -50,6 +50,7 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
         "data": str(config.data),
         "splits": dict(Counter(record.split or "none" for record in judged)),
         **counts.to_dict(),
+        "spent": None if (spent := getattr(judge, "spent", None)) is None else asdict(spent),
     }
     write_judged(folder / "judged.jsonl", judged)
     write_json(folder / "report.json", report)
@@ -66,20 +67,25 @@ def build_judge(config: JudgeConfig) -> Judge:
         from rm.local_judge import LocalJudge  # imports torch
 
         return LocalJudge(config.model)
+    from rubric_data.endpoint import Endpoint, Limits
+
+    limits = Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)})
+    endpoint = Endpoint(config.base_url, api_key_env=config.api_key_env, limits=limits)
     if config.judge == "openai":
         from rubric_data.openai_judge import OpenAIJudge
 
         return OpenAIJudge(
             config.model,
-            base_url=config.base_url,
-            api_key_env=config.api_key_env,
-            timeout=config.timeout,
-            attempts=config.attempts,
-            concurrency=config.concurrency,
+            endpoint,
+            mode=config.mode,
             temperature=config.temperature,
             max_tokens=config.max_tokens,
         )
-    raise UserError(f"judge: unknown judge {config.judge!r}; use verifier, local or openai")
+    if config.judge == "systemone":
+        from rubric_data.systemone_judge import SystemOneJudge
+
+        return SystemOneJudge(config.model, endpoint)
+    raise UserError(f"judge: unknown judge {config.judge!r}; use verifier, local, openai or systemone")
 
 
 def _with_splits(records: list[JudgedResponse]) -> list[JudgedResponse]:

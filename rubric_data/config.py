@@ -10,13 +10,21 @@ class JudgeConfig:
 
     output: str  # run folder; judged.jsonl and report.json are written into it
     data: str = "builtin"  # 'builtin', or a .jsonl / .parquet file of responses with rubrics
-    judge: Literal["verifier", "local", "openai"] = "verifier"  # who answers
-    model: str = "smollm2"  # local: model folder, hub id or 'smollm2'; openai: model name at the endpoint
-    base_url: str | None = None  # openai: endpoint, e.g. http://127.0.0.1:8000/v1; unset means OpenAI's own
-    api_key_env: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds the key
-    timeout: float = 60.0  # openai: seconds for one call
-    attempts: int = 4  # openai: tries per call before the verdicts are masked
-    concurrency: int = 8  # openai: calls in flight
+    judge: Literal["verifier", "local", "openai", "systemone"] = "verifier"  # who answers; the last two are servers
+    model: str = "smollm2"  # local: model folder, hub id or 'smollm2'; server: model name at the endpoint
+    base_url: str | None = None  # server: e.g. http://127.0.0.1:8000/v1; unset means OpenAI's own
+    api_key_env: str = "OPENAI_API_KEY"  # server: name of the environment variable that holds the key
+    mode: Literal["json", "schema", "logprobs"] = "json"  # openai: one reply; its form enforced; P(yes), a call each
+    timeout: float = 60.0  # server: seconds for one try
+    attempts: int = 4  # server: tries per call before the verdicts are masked
+    concurrency: int = 8  # server: calls in flight
+    requests_per_minute: float | None = None  # server: rate limit
+    tokens_per_minute: float | None = None  # server: rate limit
+    max_calls: int | None = None  # server: budget of this run; what is left over is asked on --resume true
+    max_total_tokens: int | None = None  # server: budget, tokens read and written
+    max_cost: float | None = None  # server: budget, in the currency of the prices
+    price_in: float | None = None  # server: of a million tokens read
+    price_out: float | None = None  # server: of a million tokens written
     temperature: float | None = 0.0  # openai: null leaves it to the endpoint, for models that take no other
     max_tokens: int | None = None  # openai: longest reply; unset is the endpoint's own limit, 1,024 for some
     ledger: str | None = None  # SQLite ledger; unset means ledger.sqlite in the run folder

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rubric_data.records import Criterion, Verdict
 
 # The judge never spoke, so a later run asks again; every other kind is the judge's answer and is kept.
-UNANSWERED = frozenset({"timeout", "connection", "rate_limit", "server_error", "rejected"})
+UNANSWERED = frozenset({"timeout", "connection", "rate_limit", "server_error", "rejected", "budget"})
 
 
 @dataclass(frozen=True)

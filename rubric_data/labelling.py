@@ -6,7 +6,7 @@ Knows no particular judge; verdicts are kept by `rubric_data.ledger`.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +16,9 @@ from rubric_data.errors import UserError
 from rubric_data.judges import Judge, JudgeRequest, RawVerdict, reason_kind
 from rubric_data.ledger import Entry, Ledger, verdict_key
 from rubric_data.records import JudgedResponse, Verdict
+
+if TYPE_CHECKING:
+    from rubric_data.endpoint import Spent
 
 MIN_VERDICTS = 20  # fewer answers say nothing about the share that is masked
 
@@ -59,7 +62,8 @@ def label(
     Verdicts that a record carried are replaced; human ones are kept beside the new. ``vote`` numbers
     independent answers to one question. ``batch_size`` counts responses; a batch is in the ledger before
     the next begins, so an interrupted run loses one batch at most. Raises UserError once more than
-    ``max_masked`` (a share) of the verdicts asked for in this run is masked, ``MIN_VERDICTS`` at the least.
+    ``max_masked`` (a share) of the verdicts asked for in this run is masked, ``MIN_VERDICTS`` at the least, and
+    when the judge's budget is spent.
     """
     records = list(records)
     keys = [_keys(record, judge, vote) for record in records]
@@ -73,7 +77,8 @@ def label(
             answers |= fresh
             asked += len(fresh)
             masked += sum(verdict.masked is not None for verdict in fresh.values())
-            bar.advance(len(fresh), masked)
+            bar.advance(len(fresh), masked, getattr(judge, "spent", None))
+            _check_budget(fresh.values(), len(answers), sum(map(len, keys)), judge)
             _check_masked(fresh.values(), masked, asked, max_masked, judge)
     labelled = [_with_verdicts(record, row, answers, judge) for record, row in zip(records, keys, strict=True)]
     return labelled, _report(labelled, asked)
@@ -122,6 +127,16 @@ def _ask(questions: Sequence[_Question], judge: Judge, ledger: Ledger | None, vo
     return given | ledger.get_many(given)  # another writer may have been first, and the first verdict counts
 
 
+def _check_budget(latest: Iterable[Verdict], answered: int, wanted: int, judge: Judge) -> None:
+    reasons = [verdict.masked for verdict in latest if verdict.masked and reason_kind(verdict.masked) == "budget"]
+    if reasons:
+        answered -= len(reasons)
+        raise UserError(
+            f"judge {judge.name}: {reasons[0]}; {answered} of {wanted} verdicts are in the ledger; raise the "
+            "budget and run again with --resume true"
+        )
+
+
 def _check_masked(latest: Iterable[Verdict], masked: int, asked: int, max_masked: float, judge: Judge) -> None:
     if asked < MIN_VERDICTS or masked <= max_masked * asked:
         return
@@ -168,9 +183,9 @@ class _Bar:
 
     def __init__(self, total: int, *, shown: bool) -> None:
         columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        masked = TextColumn("masked {task.fields[masked]}")
-        self._progress = Progress(*columns, masked, console=Console(stderr=True), disable=not shown)
-        self._task = self._progress.add_task("", total=total, masked=0)
+        more = TextColumn("masked {task.fields[masked]}{task.fields[spent]}")
+        self._progress = Progress(*columns, more, console=Console(stderr=True), disable=not shown)
+        self._task = self._progress.add_task("", total=total, masked=0, spent="")
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -179,5 +194,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def advance(self, count: int, masked: int) -> None:
-        self._progress.update(self._task, advance=count, masked=masked)
+    def advance(self, count: int, masked: int, spent: "Spent | None") -> None:
+        used = "" if spent is None else f"  calls {spent.calls:,}  tokens {spent.tokens_in + spent.tokens_out:,}"
+        cost = f"  cost {spent.cost:.2f}" if spent is not None and spent.cost else ""
+        self._progress.update(self._task, advance=count, masked=masked, spent=used + cost)

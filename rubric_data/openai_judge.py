@@ -1,212 +1,237 @@
-"""A judge behind any OpenAI-compatible chat endpoint. Owns the calls, their retries and what a failure means.
+"""Judges behind an OpenAI-compatible chat endpoint. Owns what is asked; `rubric_data.endpoint` calls and pays.
 
-The prompt is `templates/judge_v1.jinja`; reading the reply is `rubric_data.judges.read_answers`.
+Three modes: `json`, all criteria in one call; `schema`, the same with the reply's form enforced by the server;
+`logprobs`, one call for each criterion, answered softly by the probabilities of its first token. The prompts are
+`templates/judge_*.jinja`; reading replies is `rubric_data.judges`.
 """
 
 import hashlib
 import json
-import os
+import math
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import jinja2
 import openai
-import tenacity
 
+from rubric_data.endpoint import BudgetSpent, Endpoint, Spent
 from rubric_data.errors import UserError
-from rubric_data.judges import JudgeRequest, masked_verdicts, read_answers
-from rubric_data.records import Verdict
+from rubric_data.judges import JudgeRequest, RawVerdict, masked_verdicts, read_answers, reason_kind
+from rubric_data.records import Criterion, Verdict
 
-TEMPLATE_NAME = "judge_v1.jinja"
-MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-_SETUP_ERRORS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-
-
-def render_prompt(request: JudgeRequest) -> str:
-    """The judge's prompt for one response and all its criteria; data is quoted, never run as a template."""
-    return _template()[0].render(prompt=request.prompt, response=request.response, criteria=request.criteria)
-
-
-def template_hash() -> str:
-    """SHA-256 of the template file, 64 hex digits."""
-    return _template()[1]
-
-
-@cache
-def _template() -> tuple[jinja2.Template, str]:
-    source = files("rubric_data").joinpath("templates", TEMPLATE_NAME).read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    environment.filters["data"] = _as_data
-    return environment.from_string(source), hashlib.sha256(source.encode()).hexdigest()
-
-
-def _as_data(value: str) -> str:
-    # "<" is escaped as well: servers turn "<|im_end|>" and the like into control tokens wherever they stand
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+Mode = Literal["json", "schema", "logprobs"]
+_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "json": ("judge_v1.jinja", "judge_repair_v1.jinja"),
+    "schema": ("judge_v1.jinja", "judge_repair_v1.jinja"),
+    "logprobs": ("judge_single_v1.jinja",),
+}
+_REPAIRED = frozenset({"parse_failure", "missing_answer"})
+_TOP_LOGPROBS = 20  # the most that OpenAI's own endpoint tells
+_LEAST_MASS = 0.5  # of the first token on answers: below, the model was about to say something else
+_CHARACTERS = 4  # of a token, about
 
 
 class OpenAIJudge:
-    """Asks an OpenAI-compatible endpoint; all criteria of a response go into one call.
+    """Asks a model behind ``endpoint``.
 
-    ``base_url`` None means OpenAI's own. ``api_key_env`` names the environment variable with the key, which
-    only OpenAI's own endpoint insists on. ``timeout`` in seconds for one try, ``attempts`` tries for one
-    call, ``concurrency`` calls in flight. ``temperature`` None leaves it to the endpoint (some models take
-    no other), ``max_tokens`` None the length of a reply. Raises UserError on a bad argument or a missing key.
+    ``temperature`` None leaves it to the endpoint (some models take no other), ``max_tokens`` None the length of a
+    reply. In `json` and `schema` a reply that cannot be read is asked for once more. Raises UserError on an unknown
+    mode, or on a limit below 1.
     """
 
     def __init__(
         self,
         model: str,
+        endpoint: Endpoint,
         *,
-        base_url: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
-        timeout: float = 60.0,
-        attempts: int = 4,
-        concurrency: int = 8,
+        mode: Mode = "json",
         temperature: float | None = 0.0,
         max_tokens: int | None = None,
     ) -> None:
-        positive = {"timeout": timeout, "attempts": attempts, "concurrency": concurrency, "max_tokens": max_tokens}
-        for name, value in positive.items():
-            if value is not None and not value > 0:
-                raise UserError(f"openai judge: {name} must be positive, got {value}; raise it")
-        if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise UserError(f"openai judge: base_url must start with http:// or https://, got {base_url!r}; correct it")
-        key = os.environ.get(api_key_env)
-        if not key and base_url is None:
-            raise UserError(f"openai judge: no API key; set ${api_key_env}, or name your own endpoint by base_url")
-        self.name = _judge_name(model, base_url, temperature)
-        self.template = template_hash()
-        self._model = model
-        self._timeout = timeout
-        self._attempts = attempts
-        self._concurrency = concurrency
-        options = {"temperature": temperature, "max_completion_tokens": max_tokens}
-        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        self._key_hint = f"check ${api_key_env}, the model's name and base_url"
-        self._client = openai.OpenAI(
-            api_key=key or "none",
-            base_url=base_url or "https://api.openai.com/v1",  # else the SDK would take one from the environment
-            timeout=timeout,
-            max_retries=0,
-        )
+        if mode not in _TEMPLATES:
+            raise UserError(f"openai judge: unknown mode {mode!r}; use {', '.join(_TEMPLATES)}")
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"openai judge: max_tokens must be at least 1, got {max_tokens}; raise it")
+        self.endpoint = endpoint
+        self.template = template_hash(mode)
+        odd = {"mode": (mode, "json"), "temperature": (temperature, 0)}
+        options = "&".join(f"{key}={value}" for key, (value, usual) in odd.items() if value != usual)
+        self.name = f"openai:{model}{endpoint.place}" + (f"?{options}" if options else "")
+        self._mode = mode
+        settings = {"model": model, "temperature": temperature, "max_completion_tokens": max_tokens}
+        self._settings = {key: value for key, value in settings.items() if value is not None}
+
+    @property
+    def spent(self) -> Spent:
+        """What the calls have used so far."""
+        return self.endpoint.spent
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[tuple[Verdict, ...]]:
         """Verdicts aligned with each request's criteria; what fails after all tries is masked.
 
         Raises UserError if the endpoint refuses the key or does not know the model.
         """
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(max_workers=self._concurrency, thread_name_prefix="judge")
-        try:
-            calls = [pool.submit(self._judge_one, request, stop) for request in requests]
-            return [call.result() for call in calls]
-        finally:  # on an interrupt: start no further call, then end every wait between tries
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop.set()
+        if self._mode != "logprobs":
+            return self.endpoint.map(self._all_at_once, requests)
+        singles = [(request, criterion) for request in requests for criterion in request.criteria]
+        verdicts = iter(self.endpoint.map(self._one_by_one, singles))
+        return [tuple(next(verdicts) for _ in request.criteria) for request in requests]
 
-    def _judge_one(self, request: JudgeRequest, stop: threading.Event) -> tuple[Verdict, ...]:
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
-            stop=tenacity.stop_after_attempt(self._attempts),
-            wait=_wait,
-            sleep=partial(_sleep, stop),
-            reraise=True,
+    # --- all criteria in one reply
+
+    def _all_at_once(self, request: JudgeRequest, stop: threading.Event) -> tuple[Verdict, ...]:
+        messages = [{"role": "user", "content": render_prompt(request)}]
+        form = {"response_format": reply_schema(request.criteria)} if self._mode == "schema" else {}
+        try:
+            reply, problem = self._reply(messages, form, stop)
+        except (openai.OpenAIError, ValueError, BudgetSpent) as error:
+            return masked_verdicts(request.criteria, *self.endpoint.failure(error), judge=self.name)
+        verdicts = self._read(reply, problem, request)
+        doubtful = [v for v in verdicts if v.masked is not None and reason_kind(v.masked) in _REPAIRED]
+        if problem or not doubtful:
+            return verdicts
+        messages += [
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": _template("judge_repair_v1.jinja").render(problem=doubtful[0].masked)},
+        ]
+        try:
+            second, problem = self._reply(messages, form, stop)
+        except (openai.OpenAIError, ValueError, BudgetSpent):
+            return verdicts  # the first reply is what there is
+        repaired = self._read(second, problem, request)
+        raw = f"{reply}\n--- asked again ---\n{second}"
+        return tuple(
+            first if first.value is not None else RawVerdict(**(later.model_dump() | {"raw": raw}))
+            for first, later in zip(verdicts, repaired, strict=True)
         )
-        try:
-            completion = retrying(self._call, render_prompt(request))
-        except _SETUP_ERRORS as error:
-            raise UserError(f"judge {self.name}: {_one_line(error)}; {self._key_hint}") from None
-        except (openai.OpenAIError, ValueError) as error:
-            kind, detail = _failure(error, self._timeout)
-            return masked_verdicts(request.criteria, kind, detail, judge=self.name)
-        return self._read(completion, request)
 
-    def _call(self, prompt: str) -> Any:
-        messages: Any = [{"role": "user", "content": prompt}]
-        return self._client.chat.completions.create(model=self._model, messages=messages, **self._options)
-
-    def _read(self, completion: Any, request: JudgeRequest) -> tuple[Verdict, ...]:
+    def _reply(
+        self, messages: list[dict[str, str]], form: Mapping[str, Any], stop: threading.Event
+    ) -> tuple[str, tuple[str, str] | None]:
+        """The text of one reply; and, where it is no answer, the kind of failure and its detail."""
+        likely = sum(len(message["content"]) for message in messages) // _CHARACTERS
+        completion = self.endpoint.chat({"messages": messages, **self._settings, **form}, stop, likely_tokens=likely)
         choices = getattr(completion, "choices", None)
         if not choices or choices[0].message is None:
-            detail = "the endpoint's reply is not a chat completion"
-            return masked_verdicts(request.criteria, "parse_failure", detail, judge=self.name, raw=str(completion))
+            return str(completion), ("parse_failure", "the endpoint's reply is not a chat completion")
         message, finish = choices[0].message, choices[0].finish_reason
         reply = message.content or ""
         if message.refusal or finish == "content_filter":
-            detail = message.refusal or "stopped by the endpoint's content filter"
-            return masked_verdicts(request.criteria, "refusal", detail[:200], judge=self.name, raw=reply)
+            return reply, ("refusal", (message.refusal or "stopped by the endpoint's content filter")[:200])
         if finish == "length":
-            detail = "the reply was cut off at the endpoint's token limit"
-            return masked_verdicts(request.criteria, "parse_failure", detail, judge=self.name, raw=reply)
+            return reply, ("parse_failure", "the reply was cut off at the endpoint's token limit")
+        return reply, None
+
+    def _read(self, reply: str, problem: tuple[str, str] | None, request: JudgeRequest) -> tuple[Verdict, ...]:
+        if problem:
+            return masked_verdicts(request.criteria, *problem, judge=self.name, raw=reply)
         return read_answers(reply, request.criteria, judge=self.name)
 
+    # --- one criterion by its first token
 
-def _judge_name(model: str, base_url: str | None, temperature: float | None) -> str:
-    """Identity of the judge; the endpoint belongs to it, as 'default' may be any model, but its password does not."""
-    name = f"openai:{model}"
-    if base_url is not None:
-        parts = urlsplit(base_url)
-        name += f"@{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    return name if temperature == 0 else f"{name}?temperature={temperature}"
+    def _one_by_one(self, asked: tuple[JudgeRequest, Criterion], stop: threading.Event) -> Verdict:
+        request, criterion = asked
+        prompt = render_single(request, criterion)
+        body = {
+            "messages": [{"role": "user", "content": prompt}],
+            **self._settings,
+            "max_completion_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": _TOP_LOGPROBS,
+        }
+        try:
+            completion = self.endpoint.chat(body, stop, likely_tokens=len(prompt) // _CHARACTERS)
+        except (openai.OpenAIError, ValueError, BudgetSpent) as error:
+            return masked_verdicts([criterion], *self.endpoint.failure(error), judge=self.name)[0]
+        choices = getattr(completion, "choices", None)
+        content = choices[0].logprobs.content if choices and choices[0].logprobs else None
+        if not content:
+            detail = "the endpoint tells no log-probabilities; use another mode"
+            return masked_verdicts([criterion], "parse_failure", detail, judge=self.name, raw=str(completion))[0]
+        told = {top.token: top.logprob for top in content[0].top_logprobs or [content[0]]}
+        value = soft_answer(told, len(criterion.levels))
+        raw = json.dumps(told, ensure_ascii=False)
+        if value is None:
+            detail = f"the first token is no answer, most likely {content[0].token!r}"
+            return masked_verdicts([criterion], "parse_failure", detail, judge=self.name, raw=raw)[0]
+        return RawVerdict(criterion_id=criterion.id, value=value, judge=self.name, raw=raw)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a moment later."""
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in (408, 409, 429) or error.status_code >= 500
-    return isinstance(error, openai.APIConnectionError)  # time-outs included
+def soft_answer(logprobs: Mapping[str, float], levels: int) -> float | None:
+    """P(yes) / (P(yes) + P(no)) of a first token, or with levels the expected level over the best one; in [0, 1].
 
-
-def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds that a response asks to wait (Retry-After in seconds or as an HTTP date); None if it does not say."""
-    said = headers.get("retry-after")
-    if said is None:
+    ``logprobs``: natural logarithms by token; case and white space around a token do not count. None if answers
+    have less than half of the probability.
+    """
+    values = {str(level): level / (levels - 1) for level in range(levels)} if levels else {"yes": 1.0, "no": 0.0}
+    mass: dict[float, float] = {}
+    for token, logprob in logprobs.items():
+        value = values.get(token.strip().lower())
+        if value is not None:
+            mass[value] = mass.get(value, 0.0) + math.exp(logprob)
+    total = sum(mass.values())
+    if not total >= _LEAST_MASS:  # NaN included
         return None
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(said)
-    except ValueError:
-        return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    return min(sum(value * share for value, share in mass.items()) / total, 1.0)
 
 
-_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
+def reply_schema(criteria: Sequence[Criterion]) -> dict[str, Any]:
+    """The JSON schema of a reply to ``criteria``, as ``response_format`` takes it: one entry for each, by number."""
+
+    def entry(number: int, criterion: Criterion) -> dict[str, Any]:
+        levels = list(range(len(criterion.levels)))
+        answer = {"level": {"type": "integer", "enum": levels}} if levels else {"met": {"type": "boolean"}}
+        properties = {"id": {"type": "string", "enum": [str(number)]}, **answer}
+        return _closed_object(properties)
+
+    entries = [entry(number, criterion) for number, criterion in enumerate(criteria, start=1)]
+    answers = {
+        "type": "array",
+        "items": {"anyOf": entries} if len(entries) > 1 else entries[0],
+        "minItems": len(entries),
+        "maxItems": len(entries),
+    }
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answers", "strict": True, "schema": _closed_object({"answers": answers})},
+    }
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = retry_after(error.response.headers, datetime.now(UTC)) if isinstance(error, openai.APIStatusError) else None
-    return min(_backoff(state) if asked is None else asked, MAX_WAIT)
+def _closed_object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _sleep(stop: threading.Event, seconds: float) -> None:
-    if stop.wait(seconds):
-        raise CancelledError
+def render_prompt(request: JudgeRequest) -> str:
+    """The prompt for one response and all its criteria; data is quoted, never run as a template."""
+    template = _template("judge_v1.jinja")
+    return template.render(prompt=request.prompt, response=request.response, criteria=request.criteria)
 
 
-def _failure(error: Exception, timeout: float) -> tuple[str, str]:
-    """Kind of reason and detail of a call that brought no reply."""
-    if isinstance(error, openai.APITimeoutError):
-        return "timeout", f"no reply within {timeout:g} s"
-    if isinstance(error, openai.APIConnectionError):
-        return "connection", f"no connection ({_one_line(error.__cause__ or error)})"
-    if isinstance(error, openai.RateLimitError):
-        return "rate_limit", _one_line(error)
-    if isinstance(error, openai.APIStatusError):
-        return "server_error" if error.status_code >= 500 else "rejected", _one_line(error)
-    return "server_error", f"the reply is not JSON ({_one_line(error)})"
+def render_single(request: JudgeRequest, criterion: Criterion) -> str:
+    """The prompt for one response and one criterion."""
+    template = _template("judge_single_v1.jinja")
+    return template.render(prompt=request.prompt, response=request.response, criterion=criterion)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def template_hash(mode: Mode = "json") -> str:
+    """SHA-256 of the template files that ``mode`` uses, 64 hex digits."""
+    return hashlib.sha256("\0".join(map(_source, _TEMPLATES[mode])).encode()).hexdigest()
+
+
+def _source(name: str) -> str:
+    return files("rubric_data").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.filters["data"] = _as_data
+    return environment.from_string(_source(name))
+
+
+def _as_data(value: str) -> str:
+    # "<" is escaped as well: servers turn "<|im_end|>" and the like into control tokens wherever they stand
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

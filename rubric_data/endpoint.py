@@ -1,0 +1,273 @@
+"""Paid calls to an OpenAI-compatible server: concurrency, retries, rate limits, budgets. Knows no prompt and no reply.
+
+Every try is counted before it is sent and its tokens when they are known, so that what a run cost can be told to the
+last failed call.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import openai
+import tenacity
+
+from rubric_data.errors import UserError
+
+MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+_SETUP_ERRORS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+_MILLION = 1_000_000
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What calls may take. Raises UserError on a number that is not positive.
+
+    ``timeout`` seconds for one try, ``attempts`` tries for one call, ``concurrency`` calls in flight. Rates are
+    per minute. Budgets hold for the lifetime of an `Endpoint`; calls in flight when one is used up are still paid.
+    ``max_cost`` is in the currency of the two prices, which are per million tokens.
+    """
+
+    timeout: float = 60.0
+    attempts: int = 4
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_calls: int | None = None
+    max_total_tokens: int | None = None
+    max_cost: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not value > 0:
+                raise UserError(f"endpoint: {name} must be positive, got {value}; raise it")
+        if self.max_cost is not None and self.price_in is None and self.price_out is None:
+            raise UserError("endpoint: max_cost needs prices; set price_in and price_out, per million tokens")
+
+
+@dataclass
+class Spent:
+    """What was used so far. ``cost`` is 0 without prices; ``unmetered`` replies told no usage."""
+
+    calls: int = 0
+    retries: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    unmetered: int = 0
+    cost: float = 0.0
+
+
+class BudgetSpent(Exception):
+    """No further call may be made. The message says which budget is used up."""
+
+
+class Bucket:
+    """A token bucket: ``per_minute`` units flow in evenly, at most a minute's worth is held, and it starts full."""
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = self._level = per_minute
+        self._clock = clock
+        self._then = clock()
+        self._lock = threading.Lock()
+
+    def take(self, amount: float) -> float:
+        """Take ``amount`` out, into debt if need be; returns the seconds after which the debt is paid."""
+        with self._lock:
+            now = self._clock()
+            self._level = min(self._level + (now - self._then) * self._per_minute / 60, self._per_minute)
+            self._then = now
+            self._level -= amount
+            return max(0.0, -self._level * 60 / self._per_minute)
+
+
+class Endpoint:
+    """A server, and everything a caller owes it.
+
+    ``base_url`` None means OpenAI's own, which alone insists on the key in ``$api_key_env``. Raises UserError on
+    a bad argument or a missing key.
+    """
+
+    def __init__(self, base_url: str | None = None, *, api_key_env: str = "OPENAI_API_KEY", limits: Limits = Limits()):
+        if base_url is not None and not base_url.startswith(("http://", "https://")):
+            raise UserError(f"endpoint: base_url must start with http:// or https://, got {base_url!r}; correct it")
+        key = os.environ.get(api_key_env)
+        if not key and base_url is None:
+            raise UserError(f"endpoint: no API key; set ${api_key_env}, or name your own endpoint by base_url")
+        self.base_url = base_url
+        self.limits = limits
+        self.spent = Spent()
+        self.key_hint = f"check ${api_key_env}, the model's name and base_url"
+        self._lock = threading.Lock()
+        rates = (limits.requests_per_minute, limits.tokens_per_minute)
+        self._requests, self._tokens = (None if rate is None else Bucket(rate) for rate in rates)
+        self._client = openai.OpenAI(
+            api_key=key or "none",
+            base_url=base_url or "https://api.openai.com/v1",  # else the SDK would take one from the environment
+            timeout=limits.timeout,
+            max_retries=0,
+        )
+
+    @property
+    def place(self) -> str:
+        """Where it is, without its password: '@host/path', '' for OpenAI's own."""
+        if self.base_url is None:
+            return ""
+        parts = urlsplit(self.base_url)
+        return f"@{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+    def map(self, ask: "Callable[[Item, threading.Event], Result]", items: Iterable[Item]) -> list[Result]:
+        """``ask(item, stop)`` for every item, `Limits.concurrency` at a time, in order; the first error ends it."""
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(max_workers=self.limits.concurrency, thread_name_prefix="judge")
+        try:
+            calls = [pool.submit(ask, item, stop) for item in items]
+            return [call.result() for call in calls]
+        finally:  # on an interrupt: start no further call, then end every wait between tries
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()
+
+    def chat(self, body: Mapping[str, Any], stop: threading.Event, *, likely_tokens: int = 0) -> Any:
+        """One chat completion. ``likely_tokens``: a guess at its size, for the rate limit; usage corrects it.
+
+        Raises UserError if the server refuses the key or does not know the model, BudgetSpent before a call that
+        no budget allows, and what `failure` explains after the last try.
+        """
+        return self._call(partial(self._client.chat.completions.create, **body), stop, likely_tokens)
+
+    def post(self, path: str, body: Mapping[str, Any], stop: threading.Event, *, likely_tokens: int = 0) -> Any:
+        """The JSON reply to ``body`` at ``path`` below the base URL; raises as `chat`."""
+        return self._call(partial(self._client.post, path, cast_to=object, body=dict(body)), stop, likely_tokens)
+
+    def failure(self, error: Exception) -> tuple[str, str]:
+        """Kind of reason (see `rubric_data.judges`) and detail of a call that brought no reply."""
+        if isinstance(error, BudgetSpent):
+            return "budget", str(error)
+        if isinstance(error, openai.APITimeoutError):
+            return "timeout", f"no reply within {self.limits.timeout:g} s"
+        if isinstance(error, openai.APIConnectionError):
+            return "connection", f"no connection ({one_line(error.__cause__ or error)})"
+        if isinstance(error, openai.RateLimitError):
+            return "rate_limit", one_line(error)
+        if isinstance(error, openai.APIStatusError):
+            return "server_error" if error.status_code >= 500 else "rejected", one_line(error)
+        return "server_error", f"the reply is not JSON ({one_line(error)})"
+
+    def _call(self, send: Callable[[], Any], stop: threading.Event, likely_tokens: int) -> Any:
+        def once() -> Any:
+            self._admit(stop, likely_tokens)
+            reply = send()
+            self._meter(reply, likely_tokens)
+            return reply
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            stop=tenacity.stop_after_attempt(self.limits.attempts),
+            wait=_wait,
+            sleep=partial(_sleep, stop),
+            before_sleep=lambda _: self._count_retry(),
+            reraise=True,
+        )
+        try:
+            return retrying(once)
+        except _SETUP_ERRORS as error:
+            raise UserError(f"endpoint{self.place}: {one_line(error)}; {self.key_hint}") from None
+
+    def _admit(self, stop: threading.Event, likely_tokens: int) -> None:
+        """Count one more call and wait until the rates allow it; raises BudgetSpent if a budget does not."""
+        with self._lock:
+            limits, spent = self.limits, self.spent
+            used = (
+                ("max_calls", spent.calls, limits.max_calls),
+                ("max_total_tokens", spent.tokens_in + spent.tokens_out, limits.max_total_tokens),
+                ("max_cost", spent.cost, limits.max_cost),
+            )
+            for name, amount, most in used:
+                if most is not None and amount >= most:
+                    raise BudgetSpent(f"{name} {most:g} is spent")
+            spent.calls += 1
+        wants = ((self._requests, 1), (self._tokens, likely_tokens))
+        wait = max((bucket.take(amount) for bucket, amount in wants if bucket), default=0.0)
+        if wait:
+            _sleep(stop, wait)
+
+    def _meter(self, reply: Any, likely_tokens: int) -> None:
+        used = tokens_of(reply)
+        with self._lock:
+            if used is None:
+                self.spent.unmetered += 1
+                return
+            self.spent.tokens_in += used[0]
+            self.spent.tokens_out += used[1]
+            prices = (self.limits.price_in or 0.0, self.limits.price_out or 0.0)
+            self.spent.cost += sum(count * price for count, price in zip(used, prices, strict=True)) / _MILLION
+        if self._tokens:
+            self._tokens.take(sum(used) - likely_tokens)
+
+    def _count_retry(self) -> None:
+        with self._lock:
+            self.spent.retries += 1
+
+
+def tokens_of(reply: Any) -> tuple[int, int] | None:
+    """Tokens read and written, from the ``usage`` of a reply; None if it does not tell them."""
+    usage = reply.get("usage") if isinstance(reply, Mapping) else getattr(reply, "usage", None)
+    if usage is None:
+        return None
+    told = usage if isinstance(usage, Mapping) else vars(usage)
+    found = [told.get(name) for name in ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")]
+    counts = [count if isinstance(count, int) and count > 0 else 0 for count in found]
+    return None if found == [None] * 4 else (counts[0] or counts[1], counts[2] or counts[3])
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return isinstance(error, openai.APIConnectionError)  # time-outs included
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds that a response asks to wait (Retry-After in seconds or as an HTTP date); None if it does not say."""
+    said = headers.get("retry-after")
+    if said is None:
+        return None
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = retry_after(error.response.headers, datetime.now(UTC)) if isinstance(error, openai.APIStatusError) else None
+    return min(_backoff(state) if asked is None else asked, MAX_WAIT)
+
+
+def _sleep(stop: threading.Event, seconds: float) -> None:
+    if stop.wait(seconds):
+        raise CancelledError
+
+
+def one_line(error: BaseException) -> str:
+    """What ``error`` says, in at most 200 characters without line breaks."""
+    return " ".join(str(error).split())[:200]

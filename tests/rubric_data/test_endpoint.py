@@ -1,0 +1,143 @@
+"""Retries, rates and budgets, against a scripted server on loopback and a clock of our own."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rubric_data.endpoint import Bucket, BudgetSpent, Endpoint, Limits, Spent, retry_after, tokens_of
+from rubric_data.errors import UserError
+from tests.rubric_data.server import completion, failure
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def with_usage(read, written):
+    status, headers, payload = completion("ok")
+    return (
+        status,
+        headers,
+        payload | {"usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": 0}},
+    )
+
+
+def chat(endpoint):
+    return endpoint.chat(BODY, threading.Event())
+
+
+def test_what_was_used_is_counted_failures_included(serve):
+    limits = Limits(price_in=2.0, price_out=10.0)
+    endpoint = Endpoint(serve(failure(500), with_usage(100, 30), completion("ok")).url, limits=limits)
+    chat(endpoint), chat(endpoint)
+    # 100 * 2 / 1e6 + 30 * 10 / 1e6
+    assert endpoint.spent == Spent(
+        calls=3, retries=1, tokens_in=100, tokens_out=30, unmetered=1, cost=pytest.approx(0.0005)
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls"),
+    [
+        ({"max_calls": 2}, 2),
+        ({"max_total_tokens": 250}, 2),  # 130 tokens a call: the second is begun at 130, the third would be at 260
+        ({"max_cost": 0.0006, "price_in": 2.0, "price_out": 10.0}, 2),
+    ],
+)
+def test_a_budget_ends_calls_before_they_are_sent(serve, budget, calls):
+    server = serve(with_usage(100, 30))
+    endpoint = Endpoint(server.url, limits=Limits(**budget))
+    for _ in range(calls):
+        chat(endpoint)
+    with pytest.raises(BudgetSpent, match=f"{next(iter(budget))} .* is spent") as caught:
+        chat(endpoint)
+    assert endpoint.failure(caught.value)[0] == "budget"
+    assert len(server.requests) == calls == endpoint.spent.calls
+
+
+def test_retries_count_against_the_budget(serve):
+    server = serve(failure(500))
+    with pytest.raises(BudgetSpent):
+        chat(Endpoint(server.url, limits=Limits(max_calls=2, attempts=5)))
+    assert len(server.requests) == 2
+
+
+def test_a_rate_spreads_calls_out(serve):
+    endpoint = Endpoint(serve(completion("ok")).url, limits=Limits(requests_per_minute=300, concurrency=8))
+    endpoint._requests.take(300)  # the minute's worth that may be held
+    start = time.monotonic()
+    endpoint.map(lambda _, stop: endpoint.chat(BODY, stop), range(4))
+    assert 0.8 <= time.monotonic() - start < 3  # four calls, one each 0.2 s
+
+
+def test_tokens_are_taken_by_guess_and_put_right_by_usage(serve):
+    endpoint = Endpoint(serve(with_usage(100, 30)).url, limits=Limits(tokens_per_minute=10_000))
+    endpoint.chat(BODY, threading.Event(), likely_tokens=50)
+    assert endpoint._tokens._level == pytest.approx(10_000 - 130, abs=1)
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 50)), max_size=30))
+def test_no_stretch_of_time_gets_more_than_its_rate_and_one_fill(steps):
+    now = 0.0
+    bucket = Bucket(60, clock=lambda: now)  # one a second
+    granted = []  # (when, amount)
+    for pause, amount in steps:
+        now += pause
+        granted.append((now + bucket.take(amount), amount))
+    for first, (begin, _) in enumerate(granted):
+        for end, _ in granted[first:]:
+            inside = sum(amount for when, amount in granted if begin <= when <= end)
+            last = max(amount for when, amount in granted if begin <= when <= end)
+            assert inside <= 60 + (end - begin) + last + 1e-6  # the last may begin its debt at the end
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (None, None),
+        ({}, None),
+        ({"prompt_tokens": 3, "completion_tokens": 4}, (3, 4)),
+        ({"input_tokens": 3, "output_tokens": 0}, (3, 0)),
+        ({"prompt_tokens": None, "completion_tokens": 4}, (0, 4)),
+        ({"prompt_tokens": -3, "completion_tokens": "4"}, (0, 0)),
+    ],
+)
+def test_usage_in_its_forms(usage, tokens):
+    assert tokens_of({"usage": usage}) == tokens
+    if usage:
+        assert tokens_of(SimpleNamespace(usage=SimpleNamespace(**usage))) == tokens
+    assert tokens_of("<html>") is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"timeout": 0}, "timeout must be positive, got 0"),
+        ({"max_calls": -1}, "max_calls must be positive"),
+        ({"requests_per_minute": 0.0}, "requests_per_minute"),
+        ({"max_cost": 1.0}, "max_cost needs prices; set price_in and price_out"),
+    ],
+)
+def test_bad_limits(limits, said):
+    with pytest.raises(UserError, match=said):
+        Limits(**limits)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        (None, None),
+        ("3", 3.0),
+        ("0.25", 0.25),
+        ("-1", 0.0),
+        ("Thu, 01 Jan 2026 00:00:30 GMT", 30.0),
+        ("Wed, 31 Dec 2025 00:00:00 GMT", 0.0),
+        ("soon", None),
+    ],
+)
+def test_retry_after_in_its_forms(said, seconds):
+    headers = {} if said is None else {"retry-after": said}
+    assert retry_after(headers, datetime(2026, 1, 1, tzinfo=UTC)) == seconds

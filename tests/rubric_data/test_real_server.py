@@ -1,0 +1,115 @@
+"""Labelling through HTTP by a real server, `transformers serve` with the embedded model; killed and started again."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from rm.backbone import resolve_model
+from rubric_data.io import read_judged
+
+RESPONSES = 24
+pytestmark = pytest.mark.slow
+
+
+class Served:
+    """One `transformers serve` on loopback that can be killed and started again at the same port."""
+
+    def __init__(self, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self.start()
+
+    def start(self):
+        command = [str(Path(sys.executable).with_name("transformers")), "serve", resolve_model("smollm2")]
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(command + options, stdout=log, stderr=log, env=environment)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=1):
+                    return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()[-2000:]
+                time.sleep(0.5)
+        raise AssertionError(f"no server within two minutes: {self.log.read_text()[-2000:]}")
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = Served(tmp_path_factory.mktemp("serve") / "log.txt")
+    yield server
+    server.kill()
+
+
+def judge(served, folder, *options):
+    """`rubric-rm judge` on the first embedded responses, as a process."""
+    command = [sys.executable, "-m", "policy.cli", "judge", "--output", str(folder), "--model", resolve_model("smollm2")]
+    endpoint = ["--base_url", f"{served.url}/v1", "--timeout", "120", "--concurrency", "2", "--max_masked", "1.0"]
+    environment = os.environ | {"NO_PROXY": "127.0.0.1"}
+    return subprocess.Popen([*command, *endpoint, *options], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def count(folder, table):
+    with sqlite3.connect(folder / "ledger.sqlite") as connection:
+        return connection.execute(f"SELECT count(*), count(DISTINCT key) FROM {table}").fetchone()
+
+
+def test_every_verdict_is_in_the_ledger_once_though_the_server_dies_midway(served, tmp_path):
+    folder = tmp_path / "run"
+    options = ("--judge", "systemone", "--limit", str(RESPONSES))
+    running = judge(served, folder, *options, "--attempts", "2")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and running.poll() is None:
+        if (folder / "ledger.sqlite").exists() and count(folder, "verdicts")[0]:
+            break
+        time.sleep(0.1)
+    served.kill()
+    assert running.wait(timeout=300) == 0, running.stderr.read()
+    answered, failed = count(folder, "verdicts")[0], count(folder, "attempts")[0]
+    assert answered and failed
+    (folder / "judged.jsonl").unlink(missing_ok=True)
+    served.start()
+    resumed = judge(served, folder, *options, "--resume", "true")
+    assert resumed.wait(timeout=600) == 0, resumed.stderr.read()
+    report = json.loads((folder / "report.json").read_text())
+    rows, different = count(folder, "verdicts")
+    assert rows == different and report["masked"] == {}
+    assert report["responses"] == RESPONSES
+    assert 0 < report["mean_verdict"] < 1
+    assert report["asked"] == rows - answered  # the first run may have added some after the count, never the other way
+
+
+def test_a_small_model_that_writes_no_json_is_masked_not_guessed(served, tmp_path):
+    folder = tmp_path / "run"
+    running = judge(served, folder, "--judge", "openai", "--limit", "2", "--max_tokens", "40")
+    assert running.wait(timeout=300) == 0, running.stderr.read()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["spent"]["calls"] >= 2 and report["spent"]["tokens_out"] > 0
+    assert set(report["masked"]) <= {"parse_failure", "missing_answer"}
+
+
+def test_a_server_without_log_probabilities_is_told_of(served, tmp_path):
+    folder = tmp_path / "run"
+    running = judge(served, folder, "--judge", "openai", "--mode", "logprobs", "--limit", "1")
+    assert running.wait(timeout=300) == 0, running.stderr.read()
+    (record,) = read_judged(folder / "judged.jsonl")
+    said = "parse_failure: the endpoint tells no log-probabilities; use another mode"
+    assert {verdict.masked for verdict in record.verdicts} == {said}
