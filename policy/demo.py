@@ -59,6 +59,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     stages = connect(config)
     folder = start_run(config.output, asdict(stages))
     console = Console()
+    begun = cpu_ticks()
     seconds: dict[str, float] = {}
 
     def timed(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     speed = timed("speed", lambda: _speed(stages))
     ppo = timed("ppo", stage("policy"))
 
-    summary = summarise(audit, speed, ppo, seconds)
+    summary = summarise(audit, speed, ppo, seconds, stolen_share(begun, cpu_ticks()))
     write_json(folder / "summary.json", summary)
     sections = tabulate(summary)
     write_text(folder / "summary.md", markdown(sections))
@@ -100,6 +101,22 @@ def connect(config: DemoConfig) -> DemoConfig:
         audit=replace(config.audit, output=str(folder / "audit"), model=model, data=judged),
         policy=replace(config.policy, output=str(folder / "ppo"), reward_model=model, data=judged),
     )
+
+
+def cpu_ticks() -> list[int]:
+    """What this machine's processors did so far, in the kinds of proc(5), of which the eighth is stolen; [] elsewhere."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    except OSError:
+        return []
+    return [int(count) for count in first.split()[1:]]
+
+
+def stolen_share(before: Sequence[int], after: Sequence[int]) -> float:
+    """Share of processor time, in [0, 1], that a hypervisor gave to others meanwhile: why a run may be slow."""
+    spent = [late - early for early, late in zip(before, after, strict=True)]
+    total = sum(spent)
+    return spent[7] / total if len(spent) > 7 and total else 0.0
 
 
 # --- speed -----------------------------------------------------------------------------------------------------------
@@ -152,7 +169,7 @@ def compare_speed(records: Sequence[JudgedResponse], scorer: "RubricScorer", jud
 
 
 def summarise(
-    audit: dict[str, Any], speed: dict[str, Any], ppo: dict[str, Any], seconds: dict[str, float]
+    audit: dict[str, Any], speed: dict[str, Any], ppo: dict[str, Any], seconds: dict[str, float], stolen: float = 0.0
 ) -> dict[str, Any]:
     """The numbers of the closing table, picked from the stages' reports."""
     return {
@@ -180,6 +197,7 @@ def summarise(
         "speed": speed,
         "policy": {key: ppo[key] for key in _OF_PPO},
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
+        "stolen": round(stolen, 3),
     }
 
 
@@ -243,6 +261,9 @@ def tabulate(summary: dict[str, Any]) -> list[Section]:
             "Wall time",
             tuple(seconds),
             [tuple(_minutes(value) for value in seconds.values())],
+            f"other machines took {summary['stolen']:.0%} of the processors' time meanwhile"
+            if summary["stolen"]
+            else "",
         ),
     ]
 
