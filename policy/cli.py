@@ -62,8 +62,8 @@ STAGES = {
     "audit": Stage(
         AuditConfig,
         "rm.audit:run_audit",
-        "Intervals come from resampling prompts. Baselines stand beside the model: majority, length, lexical "
-        "overlap, and the untrained backbone.",
+        "Intervals come from resampling prompts. Baselines stand beside the model: majority, mean of the criterion's "
+        "tag, length, lexical overlap, and the untrained backbone.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
         tabulates=True,
     ),

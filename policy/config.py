@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rm.config import AuditConfig, CalibrateConfig, TrainConfig
-from rubric_data.config import JudgeConfig
+from rubric_data.config import EMBEDDED, JudgeConfig
 
 
 @dataclass
@@ -15,7 +15,9 @@ class PolicyConfig:
     output: str  # run folder; the LoRA adapter is written into its adapter/ folder
     data: str = "builtin"  # prompts with rubrics: train + validation prompts are trained on, test prompts evaluated
     policy: str = "smollm2"  # model folder, hub id or 'smollm2'
-    judge: Literal["verifier", "local"] = "verifier"  # who gives the gold reward
+    judge: Literal["verifier", "local", "openai", "systemone"] = "verifier"  # who gives the gold reward
+    judge_model: str = EMBEDDED  # local: model folder, hub id or 'smollm2'; openai, systemone: its name at the endpoint
+    judge_base_url: str | None = None  # openai, systemone: e.g. http://127.0.0.1:8000/v1
     steps: int = 14  # PPO updates
     batch_size: int = 16  # rollouts in one update
     micro_batch_size: int = 8  # rollouts in one forward and backward pass

@@ -86,7 +86,9 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.policy)
     scorer = RubricScorer.from_pretrained(config.reward_model, device=device)
     adapter = RubricRewardAdapter(scorer, tokenizer, training)
-    judge = build_judge(JudgeConfig(output=config.output, judge=config.judge))
+    judge = build_judge(
+        JudgeConfig(config.output, judge=config.judge, model=config.judge_model, base_url=config.judge_base_url)
+    )
     model = load_causal_lm(config.policy, dtype=native_dtype(device)).to(device)
     folder = start_run(config.output, asdict(config))
 

@@ -17,21 +17,22 @@ from transformers.masking_utils import AttentionMaskInterface
 from rm import native
 from rm.layout import AttentionGroup, TreeLayout
 from rm.varlen import KERNELS, VARLEN_BACKENDS, best_varlen, varlen_attention
+from rubric_data.errors import UserError
 
 NAME = "rubric_tree"  # the ``attn_implementation`` of every backbone; which kernel is decided at each call
 BACKENDS = (*VARLEN_BACKENDS, "cpu_tree", "cpu_flash", "sdpa")
 
 
 def check_backend(name: str) -> None:
-    """Raise ValueError if ``name`` is neither 'auto' nor one of `BACKENDS`."""
+    """Raise UserError if ``name`` is neither 'auto' nor one of `BACKENDS`."""
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"attention: unknown backend {name!r}; choose one of auto, {', '.join(BACKENDS)}")
+        raise UserError(f"attention: unknown backend {name!r}; choose one of auto, {', '.join(BACKENDS)}")
 
 
 def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
     """``name``, or for 'auto' the fastest backend that ``device`` has for ``dtype``.
 
-    Raises ValueError on an unknown name, and where ``name`` cannot run on ``device`` or in ``dtype``.
+    Raises UserError on an unknown name, and where ``name`` cannot run on ``device`` or in ``dtype``.
     """
     check_backend(name)
     device = torch.device(device)
@@ -41,11 +42,11 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = t
             return "cpu_flash" if native.reason_missing() or dtype == torch.float16 else "cpu_tree"
         return (best_varlen(device) if half else None) or "sdpa"
     if name in VARLEN_BACKENDS and (device.type != "cuda" or not half):
-        raise ValueError(
+        raise UserError(
             f"attention: {name} computes in float16 or bfloat16 on CUDA, got {dtype} on {device}; choose auto"
         )
     if name.startswith("cpu_") and device.type != "cpu":
-        raise ValueError(f"attention: {name} runs on CPU, got {device}; choose auto")
+        raise UserError(f"attention: {name} runs on CPU, got {device}; choose auto")
     return name
 
 
@@ -62,7 +63,7 @@ def tree_attention(
         return varlen_attention(query_THD, key_TGD, value_TGD, layout, scale, KERNELS[backend])
     if backend == "cpu_tree":
         return _NativeTree.apply(query_THD, key_TGD, value_TGD, layout, scale)
-    # in float32, because torch's bfloat16 CPU backward is 10 to 20 times slower (benchmarks/LOG.md)
+    # in float32, because torch's bfloat16 CPU backward is up to 20 times slower (benchmarks/LOG.md)
     out = _FlashTree.apply(query_THD.float(), key_TGD.float(), value_TGD.float(), layout, scale)
     return out.to(query_THD.dtype)
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rubric_data.config import EMBEDDED
 from rubric_data.errors import UserError
 
-EMBEDDED = "smollm2"
 _PAD = "<|endoftext|>"  # id 0; SmolLM2 ships pad = eos, which makes "the last token" ambiguous
 
 
@@ -104,7 +104,8 @@ def _load(auto_class: Any, name: str, **options: object):
     try:
         return auto_class.from_pretrained(resolve_model(name), **options)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        missing = name.startswith((".", "/", "~")) and not Path(name).exists()
+        reason = "no such folder" if missing else str(error).strip().splitlines()[0]
         raise UserError(f"model {name!r}: cannot be loaded ({reason}); give a model folder or 'smollm2'") from None
     finally:
         transformers.logging.set_verbosity(verbosity)

@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import asdict, fields
 from typing import Any
 
-from rubric_data.config import JudgeConfig
+from rubric_data.config import EMBEDDED, JudgeConfig
+from rubric_data.endpoint import Endpoint, Limits
 from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_json
 from rubric_data.io import load_data, write_judged
@@ -16,9 +17,11 @@ from rubric_data.judges import Judge
 from rubric_data.labelling import label
 from rubric_data.ledger import Ledger
 from rubric_data.records import JudgedResponse
-from rubric_data.split import SPLITS, assign_splits, prompt_groups
+from rubric_data.split import SPLITS, assign_splits, check_leaks, prompt_groups
 
 logger = logging.getLogger(__name__)
+# what a resumed run may change, as no answer depends on it
+_FREE = frozenset({"max_masked", "api_key_env", *(field.name for field in fields(Limits))})
 
 
 def run_judge(config: JudgeConfig) -> dict[str, Any]:
@@ -34,7 +37,11 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
         raise UserError(f"max_masked: must be a share in [0, 1], got {config.max_masked}; correct it")
     records = _with_splits(load_data(config.data))[: config.limit]
     judge = build_judge(config)
-    folder = start_run(config.output, asdict(config), resume=config.resume)
+    if config.judge == "verifier":
+        from rubric_data.verifiers import check_verifiers
+
+        check_verifiers(records)
+    folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
     with Ledger(config.ledger or folder / "ledger.sqlite") as ledger:
         judged, counts = label(
             records,
@@ -67,25 +74,21 @@ def build_judge(config: JudgeConfig) -> Judge:
         from rm.local_judge import LocalJudge  # imports torch
 
         return LocalJudge(config.model)
-    from rubric_data.endpoint import Endpoint, Limits
-
+    if config.judge not in ("openai", "systemone"):
+        raise UserError(f"judge: unknown judge {config.judge!r}; use verifier, local, openai or systemone")
+    if config.model == EMBEDDED:
+        raise UserError(f"model: the {config.judge} judge needs the model's name at the endpoint; set it")
     limits = Limits(**{field.name: getattr(config, field.name) for field in fields(Limits)})
     endpoint = Endpoint(config.base_url, api_key_env=config.api_key_env, limits=limits)
-    if config.judge == "openai":
-        from rubric_data.openai_judge import OpenAIJudge
-
-        return OpenAIJudge(
-            config.model,
-            endpoint,
-            mode=config.mode,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-        )
     if config.judge == "systemone":
         from rubric_data.systemone_judge import SystemOneJudge
 
         return SystemOneJudge(config.model, endpoint)
-    raise UserError(f"judge: unknown judge {config.judge!r}; use verifier, local, openai or systemone")
+    from rubric_data.openai_judge import OpenAIJudge
+
+    return OpenAIJudge(
+        config.model, endpoint, mode=config.mode, temperature=config.temperature, max_tokens=config.max_tokens
+    )
 
 
 def _with_splits(records: list[JudgedResponse]) -> list[JudgedResponse]:
@@ -96,4 +99,5 @@ def _with_splits(records: list[JudgedResponse]) -> list[JudgedResponse]:
             len(SPLITS),
         )
         return records
+    check_leaks(records, shared_rubrics=True)  # before anybody is paid
     return assign_splits(records)

@@ -17,7 +17,8 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
 
-from rm.backbone import load_tokenizer
+from rm.attention import choose_backend
+from rm.backbone import as_dtype, load_tokenizer
 from rm.config import TrainConfig
 from rm.data import (
     MASKED,
@@ -215,6 +216,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(config.output)
     set_seed(config.seed)
+    choose_backend(config.attention, state.device, as_dtype(config.dtype, state.device))
     records = load_judged(config.data)
     encoder = Encoder(load_tokenizer(config.model), config.max_length)
     training, validation = (of_split(records, split) for split in SPLITS[:2])

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+EMBEDDED = "smollm2"  # the name of the embedded language model
+
 
 @dataclass
 class JudgeConfig:
@@ -11,7 +13,7 @@ class JudgeConfig:
     output: str  # run folder; judged.jsonl and report.json are written into it
     data: str = "builtin"  # 'builtin', or a .jsonl / .parquet file of responses with rubrics
     judge: Literal["verifier", "local", "openai", "systemone"] = "verifier"  # who answers; the last two are servers
-    model: str = "smollm2"  # local: model folder, hub id or 'smollm2'; server: model name at the endpoint
+    model: str = EMBEDDED  # local: model folder, hub id or 'smollm2'; server: model name at the endpoint
     base_url: str | None = None  # server: e.g. http://127.0.0.1:8000/v1; unset means OpenAI's own
     api_key_env: str = "OPENAI_API_KEY"  # server: name of the environment variable that holds the key
     mode: Literal["json", "schema", "logprobs"] = "json"  # openai: one reply; its form enforced; P(yes), a call each

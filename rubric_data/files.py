@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,14 @@ def commit(root: Path = _ROOT) -> dict[str, str | bool] | None:
         return None
 
 
-def start_run(output: str | Path, config: dict[str, Any], *, resume: bool | None = None) -> Path:
+def start_run(
+    output: str | Path, config: dict[str, Any], *, resume: bool | None = None, free: Collection[str] = ()
+) -> Path:
     """Create the folder of one run and store its resolved configuration and its origin in it.
 
     A folder that already holds a run is refused, unless ``resume`` is true and the stored configuration is the same
-    but for ``resume`` itself; None says that this kind of run cannot be resumed. Raises UserError otherwise.
+    but for ``resume`` itself and the keys in ``free``; None says that this kind of run cannot be resumed. Raises
+    UserError otherwise.
     """
     folder = Path(output)
     stored = folder / CONFIG_NAME
@@ -87,7 +90,8 @@ def start_run(output: str | Path, config: dict[str, Any], *, resume: bool | None
             otherwise = "" if resume is None else ", or add --resume true to go on"
             raise UserError(f"{folder}: holds a run already; choose another --output{otherwise}")
         before = json.loads(stored.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {*before, *settled} if before.get(key) != settled.get(key))
+        compared = {*before, *settled}.difference(free)
+        changed = sorted(key for key in compared if before.get(key) != settled.get(key))
         if changed:
             raise UserError(f"{folder}: cannot resume, {', '.join(changed)} differ from {stored}; use the same values")
         return folder

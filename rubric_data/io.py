@@ -136,7 +136,9 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        if not line.endswith(b"\n"):  # every writer of JSONL ends its lines, so this one was cut
+        if isinstance(error, UnicodeDecodeError) and error.reason != "unexpected end of data":
+            message = "not text in UTF-8; save the file as UTF-8"
+        elif not line.endswith(b"\n"):  # every writer of JSONL ends its lines, so this one was cut
             message = "the last line is not complete JSON, the file seems cut off; copy it again or delete the line"
         elif isinstance(error, json.JSONDecodeError):
             message = f"not valid JSON ({error.msg}, column {error.colno}); write one JSON object a line"

@@ -16,7 +16,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from rubric_data.errors import UserError
 from rubric_data.judges import JudgeRequest
-from rubric_data.records import Criterion, Verdict, Verifier
+from rubric_data.records import Criterion, JudgedResponse, Verdict, Verifier
 
 LIBRARY = "ifeval:"
 _LIBRARY_CHECKS = (
@@ -325,8 +325,8 @@ def _test(name: str, args_json: str) -> Test:
             ) from None
     if name.removeprefix(LIBRARY) in _LIBRARY_CHECKS and name.startswith(LIBRARY):
         return _library_test(name, args)
-    near = difflib.get_close_matches(name, check_names(), n=1, cutoff=0.5)
-    advice = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(check_names())}"
+    near = difflib.get_close_matches(name, check_names(), n=3, cutoff=0.5)
+    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "docs/data.md lists them"
     raise UserError(f"verifier {name!r}: no such check; {advice}")
 
 
@@ -371,6 +371,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return sorted(str(item) for item in value)
     return value.strip().lower() if isinstance(value, str) else value
+
+
+def check_verifiers(records: Iterable[JudgedResponse]) -> None:
+    """Raise UserError at the first criterion whose verifier is unknown or misused."""
+    for record in records:
+        for criterion in record.rubric.criteria:
+            try:
+                if criterion.verifier is not None:
+                    prepare(criterion.verifier)
+            except UserError as error:
+                raise UserError(f"response {record.response_id!r}, criterion {criterion.id!r}: {error}") from None
 
 
 class VerifierJudge:

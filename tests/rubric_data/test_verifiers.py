@@ -222,3 +222,8 @@ def test_the_judge_names_the_criterion_whose_verifier_is_misused():
 
 def test_the_template_names_the_versions_that_decide():
     assert VerifierJudge.template == f"checks-1/if-verifiable-{version('if-verifiable')}"
+
+
+def test_the_docs_list_every_check():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [name for name in check_names() if f"`{name}`" not in text] == []
