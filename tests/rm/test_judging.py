@@ -158,7 +158,9 @@ def test_a_failing_judge_stops_the_run_and_can_be_resumed(tmp_path, judge):
         ({"max_masked": 1.5}, "max_masked: must be a share"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"judge": "oracle"}, "unknown judge 'oracle'"),
-        ({"judge": "openai", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+        ({"judge": "openai", "model": "m", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+        ({"judge": "systemone"}, "model: the systemone judge needs the model's name at the endpoint"),
+        ({"judge": "openai", "model": "m", "max_cost": 1.0}, "max_cost needs prices"),
     ],
 )
 def test_bad_settings_leave_no_run_behind(tmp_path, changes, said, monkeypatch):
@@ -167,6 +169,42 @@ def test_bad_settings_leave_no_run_behind(tmp_path, changes, said, monkeypatch):
     with pytest.raises(UserError, match=said):
         run_judge(settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_run_may_be_resumed_with_other_limits_but_not_another_question(tmp_path, judge):
+    settings = config(tmp_path, responses())
+    judge.masked = "timeout"
+    with pytest.raises(UserError, match="masked"):
+        run_judge(settings)
+    patient = vars(settings) | {"resume": True, "attempts": 9, "max_masked": 1.0, "max_calls": 500}
+    assert run_judge(JudgeConfig(**patient))["masked"] == {"timeout": 80}
+    with pytest.raises(UserError, match="cannot resume, temperature differ"):
+        run_judge(JudgeConfig(**(patient | {"temperature": 0.5})))
+
+
+def test_a_prompt_in_two_splits_is_refused_before_anybody_is_asked(tmp_path, judge):
+    leaking = [*responses(1, split="train"), responses(1, split="test")[0].model_copy(update={"response_id": "b"})]
+    with pytest.raises(UserError, match="stands in train and in test"):
+        run_judge(config(tmp_path, leaking))
+    assert not judge.asked and not (tmp_path / "run").exists()
+
+
+def test_an_unknown_check_is_named_with_its_place_before_the_run(tmp_path):
+    record = responses(1)[0]
+    odd = Rubric(criteria=(Criterion(id="c", text="c", verifier=Verifier(name="word", args={})),))
+    settings = config(tmp_path, [record.model_copy(update={"rubric": odd})])
+    with pytest.raises(UserError, match="response 'p0::a', criterion 'c': verifier 'word': no such check; did you mean"):
+        run_judge(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spent_budget_stops_and_the_rest_is_asked_on_resuming(tmp_path, judge):
+    settings = config(tmp_path, responses())
+    judge.masked = "budget"
+    with pytest.raises(UserError, match="scripted; 0 of 80 verdicts are in the ledger; raise the budget and run again"):
+        run_judge(settings)
+    judge.masked = None
+    assert run_judge(JudgeConfig(**(vars(settings) | {"resume": True})))["asked"] == 80
 
 
 def test_openai_settings_reach_the_judge():

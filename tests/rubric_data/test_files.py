@@ -28,6 +28,7 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(tmp_path):
     assert start_run(folder, {**config, "resume": True}, resume=True) == folder
     with pytest.raises(UserError, match="cannot resume, rate differ"):
         start_run(folder, {**config, "rate": 0.2}, resume=True)
+    assert start_run(folder, {**config, "rate": 0.2}, resume=True, free={"rate"}) == folder
 
 
 def test_a_run_names_the_commit_of_the_checkout_that_made_it(tmp_path, monkeypatch):

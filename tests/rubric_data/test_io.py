@@ -300,6 +300,12 @@ def test_a_bad_line_is_named_with_its_field_and_remedy(tmp_path, row, expected):
     assert complaint(jsonl(tmp_path, response(response_id="r0"), row)) == expected
 
 
+def test_another_encoding_is_not_called_cut(tmp_path):
+    path = jsonl(tmp_path, response(response_id="r0"), response())
+    path.write_bytes(path.read_text().encode("utf-16"))
+    assert complaint(path) == "FILE:1: not text in UTF-8; save the file as UTF-8"
+
+
 def test_a_cut_file_is_called_cut(tmp_path):
     path = jsonl(tmp_path, response(response_id="r0"), response())
     path.write_bytes(path.read_bytes()[:-9])
