@@ -4,6 +4,7 @@ Every try is counted before it is sent and its tokens when they are known, so th
 last failed call.
 """
 
+import json
 import os
 import threading
 import time
@@ -24,6 +25,14 @@ from rubric_data.errors import UserError
 MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 _SETUP_ERRORS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _MILLION = 1_000_000
+
+
+class BudgetSpent(Exception):
+    """No further call may be made. The message says which budget is used up."""
+
+
+# what `Endpoint.failure` explains: no reply came, or none that is JSON
+NO_REPLY = (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError, BudgetSpent)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,10 +76,6 @@ class Spent:
     tokens_out: int = 0
     unmetered: int = 0
     cost: float = 0.0
-
-
-class BudgetSpent(Exception):
-    """No further call may be made. The message says which budget is used up."""
 
 
 class Bucket:
@@ -142,7 +147,7 @@ class Endpoint:
         """One chat completion. ``likely_tokens``: a guess at its size, for the rate limit; usage corrects it.
 
         Raises UserError if the server refuses the key or does not know the model, BudgetSpent before a call that
-        no budget allows, and what `failure` explains after the last try.
+        no budget allows, and one of `NO_REPLY` after the last try.
         """
         return self._call(partial(self._client.chat.completions.create, **body), stop, likely_tokens)
 

@@ -15,9 +15,8 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import jinja2
-import openai
 
-from rubric_data.endpoint import BudgetSpent, Endpoint, Spent
+from rubric_data.endpoint import NO_REPLY, Endpoint, Spent
 from rubric_data.errors import UserError
 from rubric_data.judges import JudgeRequest, RawVerdict, masked_verdicts, read_answers, reason_kind
 from rubric_data.records import Criterion, Verdict
@@ -87,7 +86,7 @@ class OpenAIJudge:
         form = {"response_format": reply_schema(request.criteria)} if self._mode == "schema" else {}
         try:
             reply, problem = self._reply(messages, form, stop)
-        except (openai.OpenAIError, ValueError, BudgetSpent) as error:
+        except NO_REPLY as error:
             return masked_verdicts(request.criteria, *self.endpoint.failure(error), judge=self.name)
         verdicts = self._read(reply, problem, request)
         doubtful = [v for v in verdicts if v.masked is not None and reason_kind(v.masked) in _REPAIRED]
@@ -99,7 +98,7 @@ class OpenAIJudge:
         ]
         try:
             second, problem = self._reply(messages, form, stop)
-        except (openai.OpenAIError, ValueError, BudgetSpent):
+        except NO_REPLY:
             return verdicts  # the first reply is what there is
         repaired = self._read(second, problem, request)
         raw = f"{reply}\n--- asked again ---\n{second}"
@@ -144,7 +143,7 @@ class OpenAIJudge:
         }
         try:
             completion = self.endpoint.chat(body, stop, likely_tokens=len(prompt) // _CHARACTERS)
-        except (openai.OpenAIError, ValueError, BudgetSpent) as error:
+        except NO_REPLY as error:
             return masked_verdicts([criterion], *self.endpoint.failure(error), judge=self.name)[0]
         choices = getattr(completion, "choices", None)
         content = choices[0].logprobs.content if choices and choices[0].logprobs else None

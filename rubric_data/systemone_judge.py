@@ -10,9 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import openai
-
-from rubric_data.endpoint import BudgetSpent, Endpoint, Spent
+from rubric_data.endpoint import NO_REPLY, Endpoint, Spent
 from rubric_data.judges import JudgeRequest, RawVerdict, masked_verdicts
 from rubric_data.records import Criterion, Verdict, content_hash
 
@@ -61,7 +59,7 @@ class SystemOneJudge:
         likely = (len(request.prompt) + len(request.response) + sum(len(c.text) for c in criteria)) // _CHARACTERS
         try:
             reply = self.endpoint.post("/systemone", body, stop, likely_tokens=likely)
-        except (openai.OpenAIError, ValueError, BudgetSpent) as error:
+        except NO_REPLY as error:
             return masked_verdicts(criteria, *self.endpoint.failure(error), judge=self.name)
         answers = reply.get("answers") if isinstance(reply, Mapping) else None
         raw = json.dumps(reply, ensure_ascii=False, default=str)

@@ -86,6 +86,7 @@ def test_a_run_writes_verdicts_splits_and_a_report(tmp_path, judge):
         "reused": 0,
         "masked": {},
         "mean_verdict": 0.75,  # every 'hi' and half of the 'you'
+        "spent": None,
     }
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
 
@@ -193,7 +194,7 @@ def test_an_unknown_check_is_named_with_its_place_before_the_run(tmp_path):
     record = responses(1)[0]
     odd = Rubric(criteria=(Criterion(id="c", text="c", verifier=Verifier(name="word", args={})),))
     settings = config(tmp_path, [record.model_copy(update={"rubric": odd})])
-    with pytest.raises(UserError, match="response 'p0::a', criterion 'c': verifier 'word': no such check; did you mean"):
+    with pytest.raises(UserError, match="response 'p0::a', criterion 'c': verifier 'word': no such check; did you"):
         run_judge(settings)
     assert not (tmp_path / "run").exists()
 

@@ -61,10 +61,12 @@ def served(tmp_path_factory):
 
 def judge(served, folder, *options):
     """`rubric-rm judge` on the first embedded responses, as a process."""
-    command = [sys.executable, "-m", "policy.cli", "judge", "--output", str(folder), "--model", resolve_model("smollm2")]
+    command = [sys.executable, "-m", "policy.cli", "judge", "--output", str(folder)]
+    command += ["--model", resolve_model("smollm2")]
     endpoint = ["--base_url", f"{served.url}/v1", "--timeout", "120", "--concurrency", "2", "--max_masked", "1.0"]
     environment = os.environ | {"NO_PROXY": "127.0.0.1"}
-    return subprocess.Popen([*command, *endpoint, *options], env=environment, stderr=subprocess.PIPE, text=True)
+    with open(folder.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen([*command, *endpoint, *options], env=environment, stderr=log)
 
 
 def count(folder, table):
@@ -82,13 +84,13 @@ def test_every_verdict_is_in_the_ledger_once_though_the_server_dies_midway(serve
             break
         time.sleep(0.1)
     served.kill()
-    assert running.wait(timeout=300) == 0, running.stderr.read()
+    assert running.wait(timeout=300) == 0, folder.with_suffix(".log").read_text()
     answered, failed = count(folder, "verdicts")[0], count(folder, "attempts")[0]
     assert answered and failed
     (folder / "judged.jsonl").unlink(missing_ok=True)
     served.start()
     resumed = judge(served, folder, *options, "--resume", "true")
-    assert resumed.wait(timeout=600) == 0, resumed.stderr.read()
+    assert resumed.wait(timeout=600) == 0, folder.with_suffix(".log").read_text()
     report = json.loads((folder / "report.json").read_text())
     rows, different = count(folder, "verdicts")
     assert rows == different and report["masked"] == {}
@@ -100,7 +102,7 @@ def test_every_verdict_is_in_the_ledger_once_though_the_server_dies_midway(serve
 def test_a_small_model_that_writes_no_json_is_masked_not_guessed(served, tmp_path):
     folder = tmp_path / "run"
     running = judge(served, folder, "--judge", "openai", "--limit", "2", "--max_tokens", "40")
-    assert running.wait(timeout=300) == 0, running.stderr.read()
+    assert running.wait(timeout=300) == 0, folder.with_suffix(".log").read_text()
     report = json.loads((folder / "report.json").read_text())
     assert report["spent"]["calls"] >= 2 and report["spent"]["tokens_out"] > 0
     assert set(report["masked"]) <= {"parse_failure", "missing_answer"}
@@ -109,7 +111,7 @@ def test_a_small_model_that_writes_no_json_is_masked_not_guessed(served, tmp_pat
 def test_a_server_without_log_probabilities_is_told_of(served, tmp_path):
     folder = tmp_path / "run"
     running = judge(served, folder, "--judge", "openai", "--mode", "logprobs", "--limit", "1")
-    assert running.wait(timeout=300) == 0, running.stderr.read()
+    assert running.wait(timeout=300) == 0, folder.with_suffix(".log").read_text()
     (record,) = read_judged(folder / "judged.jsonl")
     said = "parse_failure: the endpoint tells no log-probabilities; use another mode"
     assert {verdict.masked for verdict in record.verdicts} == {said}
