@@ -104,7 +104,7 @@ def connect(config: DemoConfig) -> DemoConfig:
 
 
 def cpu_ticks() -> list[int]:
-    """What the processors did so far, in the kinds of proc(5), of which the eighth is stolen; [] if that is not told."""
+    """What the processors did so far, in the kinds of proc(5), of which the eighth is stolen; [] if not told."""
     try:
         first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
     except OSError:
