@@ -361,3 +361,12 @@ def test_ppo_and_demo_read_the_same_policy_options():
         option.key.removeprefix("policy.") for option in options_of(DemoConfig) if option.key.startswith("policy.")
     }
     assert standalone == nested
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_a_reader_that_leaves_gets_no_traceback(arguments):
+    command = [sys.executable, "-m", "policy.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(), err) == (141, "")
