@@ -368,5 +368,6 @@ def test_a_reader_that_leaves_gets_no_traceback(arguments):
     command = [sys.executable, "-m", "policy.cli", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
-    err = process.stderr.read()
+    with process.stderr as pipe:
+        err = pipe.read()
     assert (process.wait(), err) == (141, "")
