@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rubric_data.endpoint import Bucket, BudgetSpent, Endpoint, Limits, Spent, retry_after, tokens_of
@@ -80,6 +80,7 @@ def test_tokens_are_taken_by_guess_and_put_right_by_usage(serve):
     assert endpoint._tokens._level == 10_000 - 130
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 50)), max_size=30))
 def test_no_stretch_of_time_gets_more_than_its_rate_and_one_fill(steps):
     now = 0.0
@@ -90,9 +91,8 @@ def test_no_stretch_of_time_gets_more_than_its_rate_and_one_fill(steps):
         granted.append((now + bucket.take(amount), amount))
     for first, (begin, _) in enumerate(granted):
         for end, _ in granted[first:]:
-            inside = sum(amount for when, amount in granted if begin <= when <= end)
-            last = max(amount for when, amount in granted if begin <= when <= end)
-            assert inside <= 60 + (end - begin) + last + 1e-6  # the last may begin its debt at the end
+            inside = [amount for when, amount in granted if begin - 1e-6 <= when <= end + 1e-6]
+            assert sum(inside) <= 60 + (end - begin) + max(inside) + 1e-3  # the last may begin its debt at the end
 
 
 @pytest.mark.parametrize(
