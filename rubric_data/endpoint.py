@@ -25,6 +25,7 @@ from rubric_data.errors import UserError
 MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 _SETUP_ERRORS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _MILLION = 1_000_000
+CHARACTERS = 4  # of a token, about: for a guess at a call's size before it is sent
 
 
 class BudgetSpent(Exception):

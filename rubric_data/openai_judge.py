@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import jinja2
 
-from rubric_data.endpoint import NO_REPLY, Endpoint, Spent
+from rubric_data.endpoint import CHARACTERS, NO_REPLY, Endpoint, Spent
 from rubric_data.errors import UserError
 from rubric_data.judges import JudgeRequest, RawVerdict, masked_verdicts, read_answers, reason_kind
 from rubric_data.records import Criterion, Verdict
@@ -30,7 +30,6 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
 _REPAIRED = frozenset({"parse_failure", "missing_answer"})
 _TOP_LOGPROBS = 20  # the most that OpenAI's own endpoint tells
 _LEAST_MASS = 0.5  # of the first token on answers: below, the model was about to say something else
-_CHARACTERS = 4  # of a token, about
 
 
 class OpenAIJudge:
@@ -111,7 +110,7 @@ class OpenAIJudge:
         self, messages: list[dict[str, str]], form: Mapping[str, Any], stop: threading.Event
     ) -> tuple[str, tuple[str, str] | None]:
         """The text of one reply; and, where it is no answer, the kind of failure and its detail."""
-        likely = sum(len(message["content"]) for message in messages) // _CHARACTERS
+        likely = sum(len(message["content"]) for message in messages) // CHARACTERS
         completion = self.endpoint.chat({"messages": messages, **self._settings, **form}, stop, likely_tokens=likely)
         choices = getattr(completion, "choices", None)
         if not choices or choices[0].message is None:
@@ -142,7 +141,7 @@ class OpenAIJudge:
             "top_logprobs": _TOP_LOGPROBS,
         }
         try:
-            completion = self.endpoint.chat(body, stop, likely_tokens=len(prompt) // _CHARACTERS)
+            completion = self.endpoint.chat(body, stop, likely_tokens=len(prompt) // CHARACTERS)
         except NO_REPLY as error:
             return masked_verdicts([criterion], *self.endpoint.failure(error), judge=self.name)[0]
         choices = getattr(completion, "choices", None)

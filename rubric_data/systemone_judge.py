@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rubric_data.endpoint import NO_REPLY, Endpoint, Spent
+from rubric_data.endpoint import CHARACTERS, NO_REPLY, Endpoint, Spent
 from rubric_data.judges import JudgeRequest, RawVerdict, masked_verdicts
 from rubric_data.records import Criterion, Verdict, content_hash
 
@@ -19,7 +19,6 @@ _NOUL, _SCORE = (
     "Does the response meet this criterion? {}",
     "Which level does the response reach on this criterion, from worst to best? {}",
 )
-_CHARACTERS = 4  # of a token, about
 
 
 class SystemOneJudge:
@@ -56,7 +55,7 @@ class SystemOneJudge:
             "state": {"prompt": request.prompt, "response": request.response},
             "questions": {str(number): question(criterion) for number, criterion in enumerate(criteria, start=1)},
         }
-        likely = (len(request.prompt) + len(request.response) + sum(len(c.text) for c in criteria)) // _CHARACTERS
+        likely = (len(request.prompt) + len(request.response) + sum(len(c.text) for c in criteria)) // CHARACTERS
         try:
             reply = self.endpoint.post("/systemone", body, stop, likely_tokens=likely)
         except NO_REPLY as error:

@@ -279,35 +279,31 @@ static int backward_family(const problem *p, int f, int g) {
 
 /* --- entry points: 0, or 1 when memory ran out -------------------------------------------------------------------- */
 
-int tree_attention_forward(const problem *p) {
+static int forward_unit(const problem *p, int unit) {
+    int f = unit / p->kv_heads, g = unit % p->kv_heads;
+    return p->amx ? amx_forward_family(p, f, g) : forward_family(p, f, g);
+}
+
+static int backward_unit(const problem *p, int unit) {
+    int tree = unit / p->kv_heads, g = unit % p->kv_heads, failed = 0;
+    for (int f = p->tree_first[tree]; f < p->tree_first[tree + 1]; f++)
+        failed |= p->amx ? amx_backward_family(p, f, g) : backward_family(p, f, g);
+    return failed;
+}
+
+static int share_out(const problem *p, int units, int (*work)(const problem *, int)) {
     int failed = 0;
 #pragma omp parallel num_threads(p->threads) reduction(| : failed)
     {
         char saved[64];
         if (p->amx) amx_enter(saved);
 #pragma omp for schedule(dynamic, 1)
-        for (int unit = 0; unit < p->families * p->kv_heads; unit++) {
-            int f = unit / p->kv_heads, g = unit % p->kv_heads;
-            failed |= p->amx ? amx_forward_family(p, f, g) : forward_family(p, f, g);
-        }
+        for (int unit = 0; unit < units; unit++) failed |= work(p, unit);
         if (p->amx) amx_leave(saved);
     }
     return failed;
 }
 
-int tree_attention_backward(const problem *p) {
-    int failed = 0;
-#pragma omp parallel num_threads(p->threads) reduction(| : failed)
-    {
-        char saved[64];
-        if (p->amx) amx_enter(saved);
-#pragma omp for schedule(dynamic, 1)
-        for (int unit = 0; unit < p->trees * p->kv_heads; unit++) {
-            int tree = unit / p->kv_heads, g = unit % p->kv_heads;
-            for (int f = p->tree_first[tree]; f < p->tree_first[tree + 1]; f++)
-                failed |= p->amx ? amx_backward_family(p, f, g) : backward_family(p, f, g);
-        }
-        if (p->amx) amx_leave(saved);
-    }
-    return failed;
-}
+int tree_attention_forward(const problem *p) { return share_out(p, p->families * p->kv_heads, forward_unit); }
+
+int tree_attention_backward(const problem *p) { return share_out(p, p->trees * p->kv_heads, backward_unit); }
