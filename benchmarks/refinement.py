@@ -71,10 +71,10 @@ def with_embedded_model(folder: Path, arguments: argparse.Namespace) -> dict[str
     shared = ("prompt_id", "prompt", "rubric", "split")
     different = {record.prompt_id: record for record in pool}
     write_prompts(prompts, [PromptRecord(**{k: getattr(r, k) for k in shared}) for r in different.values()])
-    server = Served(folder / "serve.log")
+    server = Served(folder / "serve.log", "--continuous-batching")
     try:
         where = ["--base_url", f"{server.url}/v1", "--model", resolve_model("smollm2")]
-        small = ["--timeout", "300", "--concurrency", "2"]
+        small = ["--timeout", "300", "--concurrency", "16"]
         proposing = [*where, *small, "--max_tokens", str(arguments.max_tokens), "--max_failed", "1.0"]
         judging = ["--judge", "systemone", "--use_verifiers", "false", *where, *small]
         paths = {name: str(folder / name) for name in ("generate", "refine", "judge", "train")}
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/refinement"), help="new folder for all runs")
     parser.add_argument("--prompts", type=int, default=40, help="embedded prompts")
     parser.add_argument("--responses", type=int, default=6, help="responses of each: three pairs")
-    parser.add_argument("--max_tokens", type=int, default=300, help="longest reply of the embedded proposer")
+    parser.add_argument("--max_tokens", type=int, default=160, help="longest reply of the embedded proposer")
     arguments = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
     arguments.output.mkdir(parents=True)

@@ -15,17 +15,18 @@ from rm.backbone import resolve_model
 class Served:
     """One `transformers serve` on loopback that can be killed and started again at the same port."""
 
-    def __init__(self, log):
+    def __init__(self, log, *options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
+        self.options = options
         self.start()
 
     def start(self):
         command = [str(Path(sys.executable).with_name("transformers")), "serve", resolve_model("smollm2")]
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", *self.options]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command + options, stdout=log, stderr=log, env=environment)
