@@ -16,7 +16,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from policy.config import DEMO_SETS, DemoConfig, PolicyConfig
-from policy.options import build_parser, parse, to_yaml
+from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
     AuditConfig,
@@ -320,27 +320,29 @@ def _listed(names: Sequence[str]) -> list[str]:
     width = max(map(len, names))
     return [
         textwrap.fill(
-            _purpose(STAGES[name]), 100, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4)
+            _purpose(STAGES[name]),
+            width_of_help(),
+            initial_indent=f"  {name:{width}}  ",
+            subsequent_indent=" " * (width + 4),
         )
         for name in names
     ]
 
 
 def _overview() -> str:
-    return "\n".join(
-        [
-            f"usage: {PROGRAM} COMMAND [--config FILE] [--option VALUE ...]",
-            "",
-            "Distil a judge's verdicts on rubrics into a compact reward model, and use it in RL.",
-            "",
-            "commands, in the order of the work:",
-            *_listed(list(STAGES)),
-            "",
-            f"`{PROGRAM} COMMAND --help` explains a command and each of its options.",
-            "Options come from a YAML file (--config) and from the command line, which wins.",
-            f"Start with: {PROGRAM} demo",
-        ]
-    )
+    lines = [
+        f"usage: {PROGRAM} COMMAND [--config FILE] [--option VALUE ...]",
+        "",
+        "Distil a judge's verdicts on rubrics into a compact reward model, and use it in RL.",
+        "",
+        "commands, in the order of the work:",
+        *_listed(list(STAGES)),
+        "",
+        f"`{PROGRAM} COMMAND --help` explains a command and each of its options.",
+        "Options come from a YAML file (--config) and from the command line, which wins.",
+        f"Start with: {PROGRAM} demo",
+    ]
+    return "\n".join(line if line.startswith(" ") else textwrap.fill(line, width_of_help()) for line in lines)
 
 
 def _versions() -> str:
@@ -370,16 +372,25 @@ def _show(name: str, resolved: str) -> None:
     console.rule(style="dim")
 
 
-def digest(report: Mapping[str, Any]) -> list[str]:
-    """One line for each number or name in a stage's report; a group of them shares a line, lists are left out."""
+def digest(report: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each number or name in a stage's report; a group of them, or a group in one, shares a line.
+
+    Lists are left out, and what has no value.
+    """
     lines = []
     for key, value in report.items():
         if isinstance(value, Mapping):
-            parts = [f"{name} {_short(part)}" for name, part in value.items() if not isinstance(part, (Mapping, list))]
-            lines += [f"{key}: {', '.join(parts)}"] if parts else []
-        elif not isinstance(value, (list, tuple)):
-            lines.append(f"{key}: {_short(value)}")
+            groups = {name: part for name, part in value.items() if isinstance(part, Mapping)}
+            parts = [f"{name} {_short(part)}" for name, part in value.items() if name not in groups and _is_told(part)]
+            lines += [f"{prefix}{key}: {', '.join(parts)}"] if parts else []
+            lines += digest(groups, f"{key}.") if not prefix else []
+        elif _is_told(value):
+            lines.append(f"{prefix}{key}: {_short(value)}")
     return lines
+
+
+def _is_told(value: object) -> bool:
+    return value is not None and not isinstance(value, (list, tuple))
 
 
 def _short(value: object) -> str:

@@ -12,6 +12,7 @@ import functools
 import inspect
 import io
 import re
+import shutil
 import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +101,11 @@ class _Help(DefaultHelpFormatter):
         if isinstance(action.default, bool):
             default = default.lower()  # as it is written in YAML and on the command line
         return f"{action.help or ''} ({'required' if action.required else f'default: {default}'})".lstrip()
+
+
+def width_of_help() -> int:
+    """Columns of every help text: those of the terminal, but for the two that argparse leaves free."""
+    return shutil.get_terminal_size().columns - 2
 
 
 def build_parser(

@@ -125,14 +125,25 @@ class RefineConfig(EndpointConfig):
     tokens_per_batch: int = 16_384  # reward model: packed tokens in one forward pass
     mode: Literal["json", "schema"] = "json"  # schema: the server enforces the reply's form
     checks: bool = False  # let the proposer answer criteria by programmatic checks (docs/data.md)
-    max_failed: float = 0.5  # stop with advice once this share of a round's proposals cannot be had or read
+    max_failed: float = 0.5  # stop with advice if a larger share of a round's proposals cannot be had or read
     limit: int | None = None  # the first prompts only, for a trial
     seed: int = 0  # of the order of tied responses
     resume: bool = False  # go on with an interrupted run; no reply and no verdict is paid twice
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(output="judge"))
 
 
-REFINE_SETS = ("judge.output", "judge.data", "judge.limit", "judge.resume")  # the judge scores what refinement gives it
+# the judge scores what refinement gives it, here, once
+REFINE_SETS = (
+    "judge.output",
+    "judge.data",
+    "judge.limit",
+    "judge.resume",
+    "judge.votes",
+    "judge.engine",
+    "judge.workers",
+    "judge.ray_address",
+    "judge.batch_results",
+)
 
 
 @dataclass

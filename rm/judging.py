@@ -4,35 +4,57 @@ Owns which judge and which engine a name means; asking and resuming is `rubric_d
 """
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from rubric_data.agreement import agreement_table
-from rubric_data.batch import URL, ResultFiles, remove_requests, write_requests
+from rubric_data.batch import URL, ResultFiles, write_requests
 from rubric_data.config import EMBEDDED, JudgeConfig
 from rubric_data.endpoint import FREE, Account, limits_of, open_endpoint, place_of
 from rubric_data.errors import UserError
-from rubric_data.files import start_run, write_json
+from rubric_data.files import CONFIG_NAME, start_run, write_json
 from rubric_data.io import load_data, write_judged
 from rubric_data.judges import Judge
-from rubric_data.labelling import WAITING, Engine, InProcess, Only, Question, cut, label_by, open_questions
-from rubric_data.ledger import Ledger, check_folder
+from rubric_data.labelling import (
+    WAITING,
+    Engine,
+    InProcess,
+    Only,
+    cut,
+    keys_of,
+    label_by,
+    open_questions,
+    unanswered,
+)
+from rubric_data.ledger import FILES, LEDGER, Ledger, check_folder
 from rubric_data.openai_judge import ChatForm, OpenAIJudge
 from rubric_data.programmatic import answer_by_code, is_for_judge
 from rubric_data.records import JudgedResponse
+from rubric_data.spending import tallied
 from rubric_data.split import SPLITS, assign_splits, check_leaks, prompt_groups
 from rubric_data.verifiers import VerifierJudge, check_verifiers
 
 logger = logging.getLogger(__name__)
+RESULTS = "results"  # folder in the run folder where results of a batch are looked for
 SERVERS = ("openai", "systemone")  # judges that are asked over HTTP
 # what a resumed run may change, as no answer depends on it
 _FREE = FREE | {"max_masked", "engine", "workers", "ray_address", "batch_results"}
+
+# options that not everybody reads: what is chosen by another option, and the choices that read them
+_READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys((*FREE, "base_url"), ("judge", SERVERS)),
+    **dict.fromkeys(("mode", "temperature", "max_tokens"), ("judge", ("openai",))),
+    "model": ("judge", ("local", *SERVERS)),
+    **dict.fromkeys(("workers", "ray_address"), ("engine", ("ray",))),
+    "batch_results": ("engine", ("batch",)),
+}
 
 
 def run_judge(config: JudgeConfig) -> dict[str, Any]:
@@ -53,31 +75,37 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
         check_folder(config.ledger)  # before there is a run folder, and before anybody is paid
         if Path(config.ledger).exists():
             Ledger(config.ledger).close()  # whether it is one
-    records = _with_splits(load_data(config.data))[: config.limit]
+    records = load_data(config.data)
+    _tell_of_rubrics(records)
+    records = _with_splits(records)[: config.limit]
     if config.judge == "verifier" or config.use_verifiers:
         check_verifiers(records)
     only = is_for_judge if config.use_verifiers and config.judge != "verifier" else None
-    by_code, batch = None, {}
+    by_code = None
     with _engine(config, records, only) as engine:
         folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
-        with Ledger(config.ledger or folder / "ledger.sqlite") as ledger:
+        with (
+            tallied(folder, void=FILES, judge=lambda: engine.spent) as tally,
+            Ledger(config.ledger or folder / LEDGER) as ledger,
+        ):
             if only:
                 records, by_code = answer_by_code(records, ledger=ledger)
-            if config.batch_results:
-                remove_requests(folder)  # some of what they ask is answered from here on
-            judged, counts = label_by(
-                records,
-                engine,
-                ledger=ledger,
-                votes=config.votes,
-                max_masked=config.max_masked,
-                only=only,
-                progress=True,
-            )
-            spent = engine.spent
-            if isinstance(engine, ResultFiles):
-                left = open_questions(records, engine, ledger, votes=config.votes, only=only)
-                batch = _leave_requests(engine, folder, left)
+            try:
+                judged, counts = label_by(
+                    records,
+                    engine,
+                    ledger=ledger,
+                    votes=config.votes,
+                    max_masked=config.max_masked,
+                    only=only,
+                    progress=True,
+                )
+            except UserError:
+                if isinstance(engine, ResultFiles) and engine.ingested.replies:
+                    _leave_requests(engine, folder, ledger)  # those before asked for what is answered now
+                raise
+            batch = _leave_requests(engine, folder, ledger) if isinstance(engine, ResultFiles) else {}
+            spent = tally.report("judge")
     report = {
         "judge": engine.name,
         "template": engine.template,
@@ -85,7 +113,7 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
         "splits": dict(Counter(record.split or "none" for record in judged)),
         **counts.to_dict(),
         "by_code": by_code and asdict(by_code),
-        "spent": None if spent is None else asdict(spent),
+        "spent": spent,
         **batch,
     }
     if WAITING not in counts.masked:
@@ -99,8 +127,6 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
 @contextmanager
 def _engine(config: JudgeConfig, records: Sequence[JudgedResponse], only: Only | None) -> Iterator[Engine]:
     """What carries the questions to the judge, until the block ends. Raises UserError if it cannot be had."""
-    if config.batch_results is not None and config.engine != "batch":
-        raise UserError("batch_results: only the engine 'batch' reads them; add --engine batch")
     if config.engine == "ray":
         from rm.ray_engine import ray_judges
 
@@ -115,8 +141,9 @@ def _engine(config: JudgeConfig, records: Sequence[JudgedResponse], only: Only |
 def build_judge(config: JudgeConfig, account: Account | None = None) -> Judge:
     """The judge that ``config.judge`` names; a server's calls go on ``account``, None opens one from ``config``.
 
-    Raises UserError if it cannot be had.
+    Raises UserError if it cannot be had, or if an option is for another.
     """
+    _check_options(config)
     if config.judge == "verifier":
         return VerifierJudge()
     if config.judge == "local":
@@ -148,6 +175,17 @@ def _check_votes(config: JudgeConfig) -> None:
         raise UserError("votes: at temperature 0 every vote is the same; add --temperature 1, or leave votes at 1")
 
 
+def _check_options(config: JudgeConfig) -> None:
+    """Raise UserError at an option that was changed and that nobody will read."""
+    for option in fields(config):
+        reader, choices = _READ_BY.get(option.name, ("", ()))
+        if reader and getattr(config, reader) not in choices and getattr(config, option.name) != option.default:
+            raise UserError(
+                f"{option.name}: the {getattr(config, reader)} {reader} does not read it; leave it out, or add "
+                f"--{reader} {' or '.join(choices)}"
+            )
+
+
 def _check_server(config: JudgeConfig) -> None:
     if config.judge not in SERVERS:
         raise UserError(f"judge: unknown judge {config.judge!r}; use verifier, local, openai or systemone")
@@ -158,6 +196,7 @@ def _check_server(config: JudgeConfig) -> None:
 def _result_files(config: JudgeConfig, records: Sequence[JudgedResponse], only: Only | None) -> ResultFiles:
     if config.judge != "openai":
         raise UserError(f"engine: batch files are for the openai judge, got {config.judge}; set --judge openai")
+    _check_options(config)
     _check_server(config)
     for budget in ("max_calls", "max_total_tokens", "max_cost"):
         if getattr(config, budget) is not None:
@@ -171,21 +210,40 @@ def _result_files(config: JudgeConfig, records: Sequence[JudgedResponse], only: 
     )
     paths = [Path(name.strip()) for name in (config.batch_results or "").split(",") if name.strip()]
     asked = open_questions(records, form, votes=config.votes, only=only)
-    return ResultFiles(form, paths, asked, limits_of(config))
+    return ResultFiles(form, paths, asked, limits_of(config), Path(config.output))
 
 
-def _leave_requests(engine: ResultFiles, folder: Path, questions: Sequence[Question]) -> dict[str, Any]:
-    """Write requests for ``questions``; the batch's part of the report."""
-    calls = list(cut(questions, engine.form.most_criteria))
+def _leave_requests(engine: ResultFiles, folder: Path, ledger: Ledger) -> dict[str, Any]:
+    """Write requests for what ``ledger`` does not answer; the batch's part of the report."""
+    left = unanswered(engine.asked, ledger.get_many(keys_of(engine.asked)))
+    calls = list(cut(left, engine.form.most_criteria))
     files = [str(path) for path in write_requests(folder, engine.form, calls)]
     batch = {"batch": {**asdict(engine.ingested), "requests": len(calls), "files": files}}
     if not files:
         return batch
+    results = folder / RESULTS
+    results.mkdir(exist_ok=True)
+    command = ("rubric-rm", "judge", "--config", folder / CONFIG_NAME, "--resume", "true", "--batch_results", results)
     step = (
-        f"send {', '.join(files)} to a batch API ({URL}) unless that is done, fetch its output and error files, and "
-        "run the same command with --resume true --batch_results OUTPUT,ERRORS"
+        f"send {', '.join(files)} to a batch API ({URL}) unless that is done, put its output and error files into "
+        f"{results}, and run\n  {shlex.join(map(str, command))}"
     )
     return batch | {"next": step}
+
+
+def _tell_of_rubrics(records: Sequence[JudgedResponse]) -> None:
+    """Warn of prompts with several rubrics: each response can be judged, but later their rewards are compared."""
+    rubrics: dict[str, set[str]] = {}
+    for record in records:
+        rubrics.setdefault(record.prompt_id, set()).add(record.rubric.id)
+    mixed = [name for name, found in rubrics.items() if len(found) > 1]
+    if mixed:
+        logger.warning(
+            "data: %d prompt(s) have responses under different rubrics, the first is %r; training and audits compare "
+            "the rewards of a prompt, so give all responses of a prompt one rubric",
+            len(mixed),
+            mixed[0],
+        )
 
 
 def _with_splits(records: list[JudgedResponse]) -> list[JudgedResponse]:

@@ -14,10 +14,11 @@ from functools import partial
 from rm.judging import SERVERS, build_judge
 from rm.ray_pool import Pool, actor_here, cluster, fetch
 from rubric_data.config import JudgeConfig
-from rubric_data.endpoint import Account, Limits, Spent, limits_of
+from rubric_data.endpoint import Account, Limits, limits_of
 from rubric_data.errors import UserError
 from rubric_data.judges import Judge
 from rubric_data.labelling import Answer, Question, answer
+from rubric_data.spending import Spent
 
 
 class SharedAccount(Account):

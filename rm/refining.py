@@ -23,9 +23,9 @@ from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, start_run, write_json
 from rubric_data.generate import JOURNAL, PROMPTS, REPORT, VERSIONS, check_shares
 from rubric_data.io import load_data, load_prompts, write_judged, write_prompts
-from rubric_data.judges import Judge
+from rubric_data.judges import Judge, spent_by
 from rubric_data.labelling import label
-from rubric_data.ledger import Ledger
+from rubric_data.ledger import FILES, LEDGER, Ledger
 from rubric_data.programmatic import answer_by_code, is_for_judge
 from rubric_data.proposer import Proposer
 from rubric_data.records import JudgedResponse, PromptRecord, Rubric
@@ -41,6 +41,7 @@ from rubric_data.refine import (
     with_rubrics,
 )
 from rubric_data.reward import rubric_reward
+from rubric_data.spending import tallied
 from rubric_data.verifiers import check_verifiers
 from rubric_data.versions import Journal, Version, read_versions, write_versions
 
@@ -63,23 +64,29 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     judge = build_judge(config.judge) if config.ranker == "judge" else None
     endpoint = open_endpoint(config)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
-    ranker = _ranker(config, judge, folder)
-    proposer = Proposer(
-        config.model,
-        endpoint,
-        Journal(folder / JOURNAL),
-        task="refine",
-        mode=config.mode,
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        checks=config.checks,
-    )
-    rounds, versions, done = _before_rounds(folder, records, ranker, settings)
-    for number in range(len(rounds), config.rounds + 1):
-        done = run_round(number, done.subjects, ranker, proposer, settings, max_failed=config.max_failed, progress=True)
-        versions += done.versions
-        rounds.append(summary(number, done, settings))
-        _keep(folder, versions, rounds)
+    # what a local judge said took long, so that its ledger is worth keeping
+    void = {JOURNAL, VERSIONS, REPORT, *(() if config.judge.judge == "local" else FILES)}
+    with tallied(folder, void=void, proposer=lambda: endpoint.spent, judge=lambda: spent_by(judge)) as tally:
+        ranker = _ranker(config, judge, folder)
+        proposer = Proposer(
+            config.model,
+            endpoint,
+            Journal(folder / JOURNAL),
+            task="refine",
+            mode=config.mode,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            checks=config.checks,
+        )
+        rounds, versions, done = _before_rounds(folder, records, ranker, settings)
+        for number in range(len(rounds), config.rounds + 1):
+            done = run_round(
+                number, done.subjects, ranker, proposer, settings, max_failed=config.max_failed, progress=True
+            )
+            versions += done.versions
+            rounds.append(summary(number, done, settings))
+            _keep(folder, versions, rounds)
+        spent = {name: tally.report(name) for name in ("proposer", "judge")}
     final = {subject.prompt_id: subject.rubric for subject in done.subjects}
     write_prompts(folder / PROMPTS, [_with_rubric(record, final) for record in prompts])
     write_judged(folder / RESPONSES, with_rubrics(records, final))
@@ -91,10 +98,7 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
         "own_rubric": own,
         "rounds": rounds,
         "masked": dict(ranker.masked),  # verdicts, each time that a response was scored
-        "spent": {
-            "proposer": asdict(endpoint.spent),
-            "judge": asdict(spent) if (spent := getattr(judge, "spent", None)) else None,
-        },
+        "spent": spent,
     }
     write_json(folder / REPORT, report)
     plot(folder / PLOT, rounds)
@@ -241,7 +245,7 @@ def _ranker(config: RefineConfig, judge: Judge | None, folder: Path) -> JudgeRan
     if judge is None:
         assert config.reward_model is not None  # `_settings` saw to it
         return ModelRanker(config.reward_model, config.tokens_per_batch)
-    ledger = config.judge.ledger or folder / "ledger.sqlite"
+    ledger = config.judge.ledger or folder / LEDGER
     by_code = config.judge.use_verifiers and config.judge.judge != "verifier"
     return JudgeRanker(judge, ledger, config.judge.max_masked, by_code)
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rubric_data.endpoint import Account, Limits, Spent, status_kind, tokens_of, without_surrogates
+from rubric_data.endpoint import Account, Limits, status_kind, tokens_of, without_surrogates
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path
 from rubric_data.io import read_lines
 from rubric_data.judges import is_unanswered, masked_verdicts
-from rubric_data.labelling import Answer, Question, cut
+from rubric_data.labelling import Answer, Question, cut, keys_of
 from rubric_data.openai_judge import ChatForm
 from rubric_data.records import Verdict, content_hash
+from rubric_data.spending import Spent
 
 URL = "/v1/chat/completions"
 # what OpenAI takes in one file
@@ -42,35 +43,40 @@ class Ingested:
 class ResultFiles:
     """The engine that finds answers in the result files of a batch, which it reads but does not wait for.
 
-    ``asked`` is everything the run may ever have asked, answered or not. All answers come as one batch, so that they
-    are kept together or, where a file is refused, not at all. Raises UserError if a file is missing.
+    ``paths`` are files, and folders of .jsonl files. ``asked`` is everything the run may ever have asked, answered or
+    not. All answers come as one batch, so that they are kept together or, where a file is refused, not at all; the
+    request files in ``folder`` are removed then, as they ask for what is answered. Raises UserError if a file is
+    missing.
     """
 
-    def __init__(self, form: ChatForm, paths: Sequence[Path], asked: Sequence[Question], limits: Limits):
-        for path in paths:
-            if not path.is_file():
-                raise UserError(f"{path}: no such file; give the result files of the batch, separated by commas")
+    def __init__(
+        self, form: ChatForm, paths: Sequence[Path], asked: Sequence[Question], limits: Limits, folder: Path
+    ) -> None:
         self.name, self.template = form.name, form.template
         self.ingested = Ingested()
         self.form = form
-        self._paths = paths
-        self._asked = asked
+        self.asked = asked
+        self._paths = [file for path in paths for file in _files(path)]
+        self._folder = folder
+        self._limits = limits
         self._account = Account(limits)
 
     @property
     def spent(self) -> Spent:
-        """The replies read and the tokens they tell of."""
+        """The replies that were taken and the tokens they tell of."""
         return self._account.spent()
 
     def ask(self, questions: Sequence[Question], stop: threading.Event) -> Iterator[Sequence[Answer]]:
         """See `rubric_data.labelling.Engine`. Raises UserError at the first line that is no result."""
-        open_keys = {key for question in questions for key in question.keys}
+        open_keys = set(keys_of(questions))
         # what is open now, and as it was asked if a part of it was answered by others since
         calls = {
-            custom_id(call): call for asked in (self._asked, questions) for call in cut(asked, self.form.most_criteria)
+            custom_id(call): call for asked in (self.asked, questions) for call in cut(asked, self.form.most_criteria)
         }
         found: dict[str, tuple[Verdict, ...]] = {}
         models: Counter[str] = Counter()
+        account = Account(self._limits)  # nothing counts until every file is known to be sound
+        read = 0
         for path in self._paths:
             known = lines = 0
             for where, line in _results(path):
@@ -86,28 +92,35 @@ class ResultFiles:
                 before = found.get(line["custom_id"])
                 self.ingested.repeated += before is not None
                 if before is None or is_unanswered(before[0]):
-                    found[line["custom_id"]] = self._read(line, call, where)
+                    found[line["custom_id"]] = self._read(line, call, where, account)
                 models[_model(line)] += 1
             if lines and not known:
                 raise UserError(
                     f"{path}: none of its {lines} replies is to a question of this run; give the results of its own "
                     "requests, with the same data, model, mode and base_url"
                 )
+            read += lines
+        if self._paths and not read:  # one of them may well be empty: a batch without errors
+            raise UserError(
+                f"{', '.join(map(str, self._paths))}: no results in it; fetch the batch's output file again"
+            )
         models.pop("", None)
         self.ingested.models = dict(models.most_common())
         self.ingested.replies = len(found)
         self.ingested.failures = sum(is_unanswered(verdicts[0]) for verdicts in found.values())
         if found:
+            remove_requests(self._folder)
+            self._account = account
             yield [_only(calls[name], verdicts, open_keys) for name, verdicts in found.items()]
 
-    def _read(self, line: Mapping[str, Any], call: Question, where: str) -> tuple[Verdict, ...]:
+    def _read(self, line: Mapping[str, Any], call: Question, where: str, account: Account) -> tuple[Verdict, ...]:
         """The verdicts of one line, read as a live reply is, or masked with the kind of its failure."""
-        self._account.admit(0)
         failure = _failure(line)
-        if failure is not None:
+        if failure is not None:  # not counted: the file may be given again
             return masked_verdicts(call.request.criteria, failure[0], f"{failure[1]} ({where})", judge=self.name)
         body = _body(line)
-        self._account.settle(tokens_of(body), 0)
+        account.admit(0)
+        account.settle(tokens_of(body), 0)
         return self.form.read(body, call.request)
 
 
@@ -147,6 +160,20 @@ def remove_requests(folder: Path) -> None:
     """Remove the request files of ``folder``: once replies are read they ask for what is answered."""
     for path in (folder / "requests.jsonl", *folder.glob("requests-[0-9]*.jsonl")):
         path.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    """``path`` itself, or the .jsonl files of a folder."""
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if not files:
+            raise UserError(f"{path}: holds no .jsonl file; put the output and error files of the batch into it")
+        return files
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; give the result files of the batch, separated by commas, or their folder"
+        )
+    return [path]
 
 
 def _results(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

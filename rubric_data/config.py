@@ -17,9 +17,9 @@ class EndpointConfig:
     concurrency: int = 8  # server: calls in flight
     requests_per_minute: float | None = None  # server: rate limit
     tokens_per_minute: float | None = None  # server: rate limit
-    max_calls: int | None = None  # server: budget of this run; what is left over is asked on --resume true
-    max_total_tokens: int | None = None  # server: budget, tokens read and written
-    max_cost: float | None = None  # server: budget, in the currency of the prices
+    max_calls: int | None = None  # server: budget of this command; what is left over is asked on --resume true
+    max_total_tokens: int | None = None  # server: budget, tokens read and written; calls in flight may overshoot it
+    max_cost: float | None = None  # server: budget, in the currency of the prices; calls in flight may overshoot it
     price_in: float | None = None  # server: of a million tokens read
     price_out: float | None = None  # server: of a million tokens written
     temperature: float | None = 0.0  # openai: null leaves it to the endpoint, for models that take no other
@@ -38,13 +38,13 @@ class JudgeConfig(EndpointConfig):
     votes: int = 1  # openai: times every question is asked, at a temperature above 0; the mean is the verdict
     ledger: str | None = None  # SQLite ledger; unset means ledger.sqlite in the run folder
     use_verifiers: bool = True  # criteria with a verifier are answered by code, whoever judges the others
-    max_masked: float = 0.2  # stop with advice once this share of the verdicts is masked
+    max_masked: float = 0.2  # stop with advice if a larger share of the verdicts is masked
     limit: int | None = None  # judge only the first responses, for a trial
     resume: bool = False  # go on with an interrupted run; nothing in the ledger is asked again
     engine: Literal["threads", "ray", "batch"] = "threads"  # where judges work: here; Ray workers; nowhere, by files
     workers: int = 2  # ray: processes, which share the calls in flight, the rates and the budgets
     ray_address: str | None = None  # ray: an existing cluster, host:port or 'auto'; unset starts one on this machine
-    batch_results: str | None = None  # batch: result file(s) to read, output and errors, separated by commas
+    batch_results: str | None = None  # batch: results to read, files separated by commas or a folder of .jsonl
 
 
 @dataclass
@@ -143,7 +143,7 @@ class GenerateConfig(EndpointConfig):
     data: str = "builtin"  # prompts (.jsonl); of 'builtin' or a file of responses, each prompt counts once
     mode: Literal["json", "schema"] = "json"  # schema: the server enforces the reply's form
     checks: bool = False  # let the proposer answer criteria by programmatic checks (docs/data.md)
-    max_failed: float = 0.5  # stop with advice once this share of the proposals cannot be had or read
+    max_failed: float = 0.5  # stop with advice if a larger share of the proposals cannot be had or read
     limit: int | None = None  # the first prompts only, for a trial
     resume: bool = False  # go on with an interrupted run; no reply is paid twice
     retry: bool = False  # on --resume true: ask again where a reply came that could not be read

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -26,6 +26,7 @@ import tenacity
 from rubric_data.config import EndpointConfig
 from rubric_data.errors import UserError
 from rubric_data.judges import no_repeats
+from rubric_data.spending import Spent
 
 MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 MOST_BYTES = 4 * 2**20  # of a reply, unpacked; a thousand verdicts with their reasons take a tenth of it
@@ -82,22 +83,6 @@ class Limits:
 FREE = frozenset({"api_key_env", *(field.name for field in fields(Limits))})
 
 
-@dataclass
-class Spent:
-    """What was used so far. ``cost`` is 0 without prices; ``unmetered`` replies told no usage.
-
-    ``calls`` are tries; those that brought no reply are in ``failed``, by kind of reason.
-    """
-
-    calls: int = 0
-    retries: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-    tokens_in: int = 0
-    tokens_out: int = 0
-    unmetered: int = 0
-    cost: float = 0.0
-
-
 class Bucket:
     """A token bucket: ``per_minute`` units flow in evenly, at most a minute's worth is held, and it starts full."""
 
@@ -122,7 +107,8 @@ class Account:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._spent = Spent()
+        self._prices = (limits.price_in, limits.price_out)
+        self._spent = Spent(cost=None if self._prices == (None, None) else 0.0)
         self._lock = threading.Lock()
         rates = (limits.requests_per_minute, limits.tokens_per_minute)
         self._requests, self._tokens = (None if rate is None else Bucket(rate) for rate in rates)
@@ -142,7 +128,7 @@ class Account:
             used = (
                 ("max_calls", spent.calls, limits.max_calls),
                 ("max_total_tokens", spent.tokens_in + spent.tokens_out, limits.max_total_tokens),
-                ("max_cost", spent.cost, limits.max_cost),
+                ("max_cost", spent.cost or 0.0, limits.max_cost),
             )
             for name, amount, most in used:
                 if most is not None and amount >= most:
@@ -159,8 +145,9 @@ class Account:
                 return
             self._spent.tokens_in += tokens[0]
             self._spent.tokens_out += tokens[1]
-            prices = (self._limits.price_in or 0.0, self._limits.price_out or 0.0)
-            self._spent.cost += sum(count * price for count, price in zip(tokens, prices, strict=True)) / _MILLION
+            if self._spent.cost is not None:
+                priced = zip(tokens, self._prices, strict=True)
+                self._spent.cost += sum(count * (price or 0.0) for count, price in priced) / _MILLION
         if self._tokens:
             self._tokens.take(sum(tokens) - likely_tokens)
 
@@ -388,12 +375,12 @@ def without_surrogates(value: Any) -> Any:
 
 
 def tokens_of(reply: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Tokens read and written, from the ``usage`` of a reply; None if it does not tell them."""
+    """Tokens read and written, from the ``usage`` of a reply; None if it does not tell them, or says none at all."""
     usage = reply.get("usage")
     told = usage if isinstance(usage, Mapping) else {}
     found = [told.get(name) for name in ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")]
     counts = [count if isinstance(count, int) and 0 < count < _MOST_TOKENS else 0 for count in found]
-    return None if found == [None] * 4 else (counts[0] or counts[1], counts[2] or counts[3])
+    return (counts[0] or counts[1], counts[2] or counts[3]) if any(counts) else None
 
 
 def is_transient(error: BaseException) -> bool:

@@ -17,6 +17,8 @@ CONFIG_NAME = "config.json"  # the resolved configuration, written into every ru
 ORIGIN_NAME = "origin.json"  # beside it: the command, and the commit where there is one
 JSON_DECIMALS = 6  # of every number in a report
 _ROOT = Path(__file__).resolve().parent.parent  # of the checkout, if this is one
+_UMASK = os.umask(0)  # asked once, here: asking changes it for a moment, for all threads
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -37,9 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -109,6 +109,20 @@ def start_run(
     write_json(folder / ORIGIN_NAME, {"command": sys.argv, "commit": None, "dirty": None} | (commit() or {}))
     write_json(stored, settled)
     return folder
+
+
+def is_fresh(folder: Path) -> bool:
+    """Whether the run in ``folder`` has only just begun: there is nothing but what `start_run` writes."""
+    return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, ORIGIN_NAME}
+
+
+def drop_run(folder: Path, names: Collection[str]) -> None:
+    """Remove the run in ``folder``, if it holds no files but those ``names`` and what `start_run` writes."""
+    found = list(folder.iterdir())
+    if {path.name for path in found} <= {CONFIG_NAME, ORIGIN_NAME, *names}:
+        for path in found:
+            path.unlink()
+        folder.rmdir()
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rubric_data.judges import reason_kind
 from rubric_data.lint import lint_prompts
 from rubric_data.proposer import Proposal, Proposer, Request, generate_prompt
 from rubric_data.records import PromptRecord
+from rubric_data.spending import tallied
 from rubric_data.versions import Journal, Version, write_versions
 
 JOURNAL, VERSIONS, PROMPTS, REPORT = "proposals.jsonl", "versions.jsonl", "prompts.jsonl", "report.json"
@@ -35,19 +36,21 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     prompts = load_prompts(config.data)[: config.limit]
     endpoint = open_endpoint(config)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=FREE | {"max_failed", "retry"})
-    proposer = Proposer(
-        config.model,
-        endpoint,
-        Journal(folder / JOURNAL),
-        task="generate",
-        mode=config.mode,
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        checks=config.checks,
-        retry=config.retry,
-    )
-    requests = [Request(generate_prompt(record.prompt, proposer.checks)) for record in prompts]
-    proposals = proposer.propose(requests, max_failed=config.max_failed, progress="writing rubrics")
+    with tallied(folder, void={JOURNAL}, proposer=lambda: endpoint.spent) as tally:
+        proposer = Proposer(
+            config.model,
+            endpoint,
+            Journal(folder / JOURNAL),
+            task="generate",
+            mode=config.mode,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            checks=config.checks,
+            retry=config.retry,
+        )
+        requests = [Request(generate_prompt(record.prompt, proposer.checks)) for record in prompts]
+        proposals = proposer.propose(requests, max_failed=config.max_failed, progress="writing rubrics")
+        spent = tally.report("proposer")
     rubrics = [
         record if proposal.rubric is None else record.model_copy(update={"rubric": proposal.rubric})
         for record, proposal in zip(prompts, proposals, strict=True)
@@ -58,7 +61,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         "data": str(config.data),
         **_counts(prompts, proposals),
         "findings": dict(Counter(finding.rule for finding in lint_prompts(rubrics))),
-        "spent": asdict(endpoint.spent),
+        "spent": spent,
     }
     _write(folder, rubrics, _versions(prompts, proposals, proposer), report)
     return report

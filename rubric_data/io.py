@@ -85,7 +85,7 @@ def read_judged(path: str | Path) -> list[JudgedResponse]:
         placed = list(_read_jsonl(path, JudgedResponse) if suffix == ".jsonl" else _read_parquet(path))
     if not placed:
         raise UserError(f"{path}: holds no responses; give a file with at least one")
-    _check_unique(placed)
+    _check_ids(placed)
     return [record for _, record in placed]
 
 
@@ -126,12 +126,12 @@ def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> None:
 
 
 def write_judged(path: str | Path, records: Iterable[JudgedResponse]) -> None:
-    """Write ``records`` atomically as .jsonl or .parquet. Raises UserError if a response_id repeats, or on none."""
+    """Write ``records`` atomically as .jsonl or .parquet. Raises UserError as `read_judged`, or on none."""
     path, records = Path(path), list(records)
     suffix = _suffix(path)
     if not records:
         raise UserError(f"{path}: there are no responses to write; give at least one")
-    _check_unique((str(path), record) for record in records)
+    _check_ids((f"{path}: response {record.response_id!r}", record) for record in records)
     if suffix == ".jsonl":
         write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
         return
@@ -163,13 +163,20 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({reason}); check the file") from None
 
 
-def _check_unique(placed: Iterable[tuple[str, JudgedResponse]]) -> None:
-    seen: dict[str, str] = {}
+def _check_ids(placed: Iterable[tuple[str, JudgedResponse]]) -> None:
+    """Raise UserError at the first response_id that comes twice, and at the first prompt_id of a second text."""
+    responses: dict[str, str] = {}
+    prompts: dict[str, tuple[str, str]] = {}
     for where, record in placed:
-        if record.response_id in seen:
-            first = seen[record.response_id]
+        if record.response_id in responses:
+            first = responses[record.response_id]
             raise UserError(f"{where}: response_id {record.response_id!r} was used before, at {first}; make it unique")
-        seen[record.response_id] = where
+        responses[record.response_id] = where
+        first, text = prompts.setdefault(record.prompt_id, (where, record.prompt))
+        if text != record.prompt:
+            raise UserError(
+                f"{where}: prompt_id {record.prompt_id!r} has another prompt at {first}; give each prompt its own id"
+            )
 
 
 # --- JSONL ---------------------------------------------------------------------------------------------------

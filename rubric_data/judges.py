@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from rubric_data.records import Criterion, Verdict
+from rubric_data.spending import Spent
 
 # The judge never spoke, so a later run asks again; every other kind is the judge's answer and is kept.
 UNANSWERED = frozenset({"timeout", "connection", "rate_limit", "server_error", "rejected", "budget"})
@@ -59,6 +60,19 @@ class StreamingJudge(Judge, Protocol):
     def stream(self, requests: Iterable[JudgeRequest]) -> Generator[Finished, None, None]:
         """Every request once, in the order of finishing, a few at a time. Raises as `judge`, after what finished."""
         ...
+
+
+@runtime_checkable
+class PaidJudge(Judge, Protocol):
+    """A judge whose calls cost something, and who says what they have used so far."""
+
+    @property
+    def spent(self) -> Spent: ...
+
+
+def spent_by(judge: Judge | None) -> Spent | None:
+    """What ``judge`` has used so far; None if nobody is paid for it."""
+    return judge.spent if isinstance(judge, PaidJudge) else None
 
 
 def cut_up(request: JudgeRequest, most: int | None) -> list[JudgeRequest]:

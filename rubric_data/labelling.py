@@ -7,11 +7,11 @@ module writes: an engine brings answers, wherever they were given. Votes are mer
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -20,12 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rubric_data.agreement import agreement
 from rubric_data.consensus import merge_votes, merged_verdict
 from rubric_data.errors import UserError
-from rubric_data.judges import Judge, JudgeRequest, RawVerdict, StreamingJudge, cut_up, is_unanswered, reason_kind
+from rubric_data.judges import (
+    Judge,
+    JudgeRequest,
+    RawVerdict,
+    StreamingJudge,
+    cut_up,
+    is_unanswered,
+    reason_kind,
+    spent_by,
+)
 from rubric_data.ledger import Entry, Ledger, verdict_key
 from rubric_data.records import Criterion, JudgedResponse, Verdict
-
-if TYPE_CHECKING:
-    from rubric_data.endpoint import Spent
+from rubric_data.spending import Spent
 
 MIN_VERDICTS = 20  # fewer answers say nothing about the share that is masked
 WAITING = "waiting"  # kind of reason: the engine brought no reply to the question, not even a failure
@@ -79,7 +86,7 @@ class Engine(Identity, Protocol):
     """Whoever carries questions to a judge and brings its answers: here, on other machines, in files."""
 
     @property
-    def spent(self) -> "Spent | None":
+    def spent(self) -> Spent | None:
         """What the judge has used so far; None if it costs nothing."""
         ...
 
@@ -101,9 +108,9 @@ class InProcess:
         self._batch_size = batch_size
 
     @property
-    def spent(self) -> "Spent | None":
+    def spent(self) -> Spent | None:
         """What the judge has used so far; None if it does not say."""
-        return getattr(self._judge, "spent", None)
+        return spent_by(self._judge)
 
     def ask(self, questions: Sequence[Question], stop: threading.Event) -> Iterator[Sequence[Answer]]:
         """See `Engine`."""
@@ -174,14 +181,14 @@ def label_by(
     times, a call for each vote; `rubric_data.consensus.merge_votes` makes one verdict of the answers, masked only if
     none has a value. Every batch is in the ledger as soon as the engine brings it. A question of which the engine left
     out a vote is masked as `WAITING`. Raises UserError once more than ``max_masked`` (a share) of the answers asked for
-    in this run is masked, ``MIN_VERDICTS`` at the least, and when the judge's budget is spent; what was under way by
-    then is in the ledger too.
+    in this run is masked, `MIN_VERDICTS` at the least; if at the end more of all answers is, however few they are; and
+    when the judge's budget is spent. What was under way by then is in the ledger too.
     """
     records = list(records)
     keys = [_keys(record, engine, votes, only) for record in records]
     every_key = [key for row in keys for of_votes in row.values() for key in of_votes]
     answers = ledger.get_many(every_key) if ledger else {}
-    questions = _open_questions(records, keys, answers)
+    questions = unanswered(_questions(records, keys), answers)
     run = _Run(engine.name)
     stop = threading.Event()
     with _Bar(sum(len(question.keys) for question in questions), shown=progress) as bar:
@@ -189,7 +196,7 @@ def label_by(
             fresh = _keep(batch, engine, ledger)
             answers |= fresh
             run.count(fresh.values())
-            bar.advance(len(fresh), run.masked, engine.spent)
+            bar.show(run.asked, run.masked, engine.spent)
             if run.budget or run.fails(max_masked):
                 stop.set()
     if run.budget:
@@ -197,6 +204,11 @@ def label_by(
         raise run.without_budget(kept, len(every_key))
     if stop.is_set():
         raise run.failed(max_masked)
+    if len(answers) == len(set(every_key)):  # the last word on the data, whichever run asked
+        whole = _Run(engine.name)
+        whole.count(answers.values())
+        if whole.fails(max_masked, least=1):
+            raise whole.failed(max_masked)
     values_QV, criteria, settled = _settle(records, keys, answers)
     labelled = [_with_verdicts(record, row, settled, engine.name) for record, row in zip(records, keys, strict=True)]
     between = agreement(values_QV[:, None], criteria, [engine.name]) if votes > 1 else None
@@ -214,9 +226,13 @@ def open_questions(
     only: Only | None = None,
 ) -> list[Question]:
     """What ``ledger`` does not answer, a question for each response and vote; all there is to ask, without a ledger."""
-    keys = [_keys(record, judge, votes, only) for record in records]
-    every_key = (key for row in keys for of_votes in row.values() for key in of_votes)
-    return _open_questions(records, keys, ledger.get_many(every_key) if ledger else {})
+    questions = _questions(records, [_keys(record, judge, votes, only) for record in records])
+    return unanswered(questions, ledger.get_many(keys_of(questions))) if ledger else questions
+
+
+def keys_of(questions: Iterable[Question]) -> Iterator[str]:
+    """The ledger keys of ``questions``."""
+    return (key for question in questions for key in question.keys)
 
 
 def _keys(record: JudgedResponse, judge: Identity, votes: int, only: Only | None) -> dict[str, _Keys]:
@@ -231,23 +247,33 @@ def _keys(record: JudgedResponse, judge: Identity, votes: int, only: Only | None
     }
 
 
-def _open_questions(
-    records: Sequence[JudgedResponse], keys: Sequence[Mapping[str, _Keys]], answers: dict[str, Verdict]
-) -> list[Question]:
-    """What is not answered yet, the votes on a response one after the other; what several records share comes once."""
-    claimed = set(answers)
+def unanswered(questions: Iterable[Question], answers: Container[str]) -> list[Question]:
+    """What of ``questions`` has no key among ``answers``."""
+    found = []
+    for question in questions:
+        left = [place for place, key in enumerate(question.keys) if key not in answers]
+        if left:
+            criteria = tuple(question.request.criteria[place] for place in left)
+            keys = tuple(question.keys[place] for place in left)
+            found.append(Question(replace(question.request, criteria=criteria), question.vote, keys))
+    return found
+
+
+def _questions(records: Sequence[JudgedResponse], keys: Sequence[Mapping[str, _Keys]]) -> list[Question]:
+    """All there is to ask, the votes on a response one after the other; what several records share comes once."""
+    claimed: set[str] = set()
     questions = []
     for record, row in zip(records, keys, strict=True):
         criteria = [criterion for criterion in record.rubric.criteria if criterion.id in row]
         for vote, keys_of_vote in enumerate(zip(*row.values(), strict=True)):
-            missing = {}
+            fresh = {}
             for key, criterion in zip(keys_of_vote, criteria, strict=True):
                 if key not in claimed:
                     claimed.add(key)
-                    missing[key] = criterion
-            if missing:
-                request = JudgeRequest(record.prompt, record.response, tuple(missing.values()))
-                questions.append(Question(request, vote, tuple(missing)))
+                    fresh[key] = criterion
+            if fresh:
+                request = JudgeRequest(record.prompt, record.response, tuple(fresh.values()))
+                questions.append(Question(request, vote, tuple(fresh)))
     return questions
 
 
@@ -261,6 +287,8 @@ def _keep(batch: Sequence[Answer], judge: Identity, ledger: Ledger | None) -> di
             raise RuntimeError(f"judge {judge.name!r} must answer the criteria {ids} in order, got {verdicts}")
         for key, verdict in zip(question.keys, verdicts, strict=True):
             given[key] = verdict
+            if _is_left(verdict):
+                continue
             raw = verdict.raw if isinstance(verdict, RawVerdict) else ""
             entries.append(Entry(key, judge.name, judge.template, question.vote, verdict, raw))
     if ledger is None:
@@ -290,6 +318,11 @@ def _settle(
     return values_QV, list(texts.values()), settled
 
 
+def _is_left(verdict: Verdict) -> bool:
+    """Whether no call was made for want of a budget."""
+    return verdict.masked is not None and reason_kind(verdict.masked) == "budget"
+
+
 class _Run:
     """What came back so far, and whether it is reason to stop."""
 
@@ -301,16 +334,16 @@ class _Run:
 
     def count(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:
+            if _is_left(verdict):
+                self.budget = verdict.masked or ""
+                continue
             self.asked += 1
             if verdict.masked is not None:
                 self.masked += 1
-                if reason_kind(verdict.masked) == "budget":
-                    self.budget = verdict.masked
-                else:
-                    self._latest = verdict.masked
+                self._latest = verdict.masked
 
-    def fails(self, max_masked: float) -> bool:
-        return self.asked >= MIN_VERDICTS and self.masked > max_masked * self.asked
+    def fails(self, max_masked: float, least: int = MIN_VERDICTS) -> bool:
+        return self.asked >= least and self.masked > max_masked * self.asked
 
     def without_budget(self, answered: int, wanted: int) -> UserError:
         return UserError(
@@ -377,7 +410,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def advance(self, count: int, masked: int, spent: "Spent | None") -> None:
+    def show(self, answered: int, masked: int, spent: Spent | None) -> None:
         used = "" if spent is None else f"  calls {spent.calls:,}  tokens {spent.tokens_in + spent.tokens_out:,}"
-        cost = f"  cost {spent.cost:.2f}" if spent is not None and spent.cost else ""
-        self._progress.update(self._task, advance=count, masked=masked, spent=used + cost)
+        cost = "" if spent is None or spent.cost is None else f"  cost {spent.cost:.2f}"
+        self._progress.update(self._task, completed=answered, masked=masked, spent=used + cost)

@@ -40,6 +40,8 @@ _SETUP = (
     "WHEN EXISTS (SELECT 1 FROM verdicts WHERE key = NEW.key) BEGIN SELECT RAISE(IGNORE); END",
     f"PRAGMA application_id = {_APPLICATION_ID}",
 )
+LEDGER = "ledger.sqlite"  # its usual name, in a run folder
+FILES = frozenset({LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"})  # it and its log
 _KEYS_PER_QUERY = 500  # below SQLite's oldest limit on parameters
 
 
@@ -76,7 +78,10 @@ class LedgerReader:
         self.path = Path(path)
         self._busy_timeout = busy_timeout
         if not self.path.exists():
-            raise UserError(f"{path}: no such file; give a ledger, such as ledger.sqlite in the folder of a run")
+            raise UserError(f"{path}: no such file; give a ledger, such as {LEDGER} in the folder of a run")
+        _check_kind(self.path)
+        if not self.path.stat().st_size:
+            raise UserError(f"{path}: is empty, so it is no ledger; give another file, or delete this one")
         with self._explained():
             self._connection = self._opened_to_read()
             if self._pragma("application_id") != _APPLICATION_ID:
@@ -250,9 +255,15 @@ def check_folder(path: str | Path) -> None:
     A missing folder is not made: more likely than a new ledger it is a slip in the path of one that holds verdicts,
     and an empty one in its place would have every question paid for again.
     """
+    _check_kind(Path(path))
     folder = Path(path).parent
     if not folder.is_dir():
         raise UserError(f"{path}: cannot be opened, there is no folder {folder}; correct the path, or make the folder")
+
+
+def _check_kind(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the ledger's file, such as {path / LEDGER}")
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -13,10 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from rubric_data.config import LedgerExportConfig, LedgerStatsConfig, LedgerVerifyConfig
@@ -52,15 +50,10 @@ def run_stats(config: LedgerStatsConfig) -> dict[str, Any]:
     with LedgerReader(config.ledger) as ledger:
         groups = statistics(ledger)
     size = Path(config.ledger).stat().st_size
-    table = _table("judge", "template", "votes", "verdicts", "mean", "masked", "no answer", "first", "last")
-    for one in groups:
-        mean = "–" if one["mean"] is None else f"{one['mean']:.3f}"
-        numbers = (str(one["votes"]), f"{one['verdicts']:,}", mean, _kinds(one["masked"]), _kinds(one["unanswered"]))
-        times = (one["first"][:16].replace("T", " "), one["last"][:16].replace("T", " "))
-        table.add_row(*map(_plain, (one["judge"], one["template"][:8], *numbers, *times)))
     console = Console()
-    console.print(table)
-    _say(console, f"{config.ledger}: {sum(one['verdicts'] for one in groups):,} verdicts, {size / 2**20:.1f} MiB; UTC")
+    for one in groups:
+        _show_group(console, one)
+    _say(console, f"{config.ledger}: {sum(one['verdicts'] for one in groups):,} verdicts, {size / 2**20:.1f} MiB")
     return {"bytes": size, "judges": groups}
 
 
@@ -83,6 +76,25 @@ def statistics(ledger: LedgerReader) -> list[dict[str, Any]]:
             counts, kind = groups[judge, template][kinds], reason_kind(reason)
             counts[kind] = counts.get(kind, 0) + count
     return [groups[identity] for identity in sorted(groups)]
+
+
+def _show_group(console: Console, group: dict[str, Any]) -> None:
+    """A block of lines for one judge and template, of whatever width its name is; nothing of what it has none of."""
+    mean = "" if group["mean"] is None else f", mean {group['mean']:.3f}"
+    votes = f", {group['votes']} votes a question" if group["votes"] > 1 else ""
+    first, last = (group[name][:16].replace("T", " ") for name in ("first", "last"))
+    told = {
+        "template": group["template"][:8],
+        "verdicts": f"{group['verdicts']:,}{mean}{votes}",
+        "masked": _kinds(group["masked"]),
+        "no answer": _kinds(group["unanswered"]),
+        "written": f"{first} to {last} UTC" if first != last else f"{first} UTC",
+    }
+    _say(console, group["judge"])
+    for name, value in told.items():
+        if value:
+            _say(console, f"  {name:9}  {value}")
+    console.print()
 
 
 def _nothing(judge: str, template: str) -> dict[str, Any]:
@@ -151,19 +163,17 @@ def run_verify(config: LedgerVerifyConfig) -> dict[str, Any]:
         rows = check(ledger)
         answers = [] if config.data is None else coverage(ledger, records)
     console = Console()
-    counted = f"{rows['verdicts']:,} verdicts and {rows['attempts']:,} calls without an answer"
-    _say(console, f"{config.ledger}: sound; {counted}, each as this version writes it")
+    counted = f"{rows['verdicts']:,} verdicts and {rows['attempts']:,} failed calls"
+    _say(console, f"{config.ledger}: sound; holds {counted}, all of them checked")
     if config.data is None:
         return {**rows, "judges": []}
-    table = _table("judge", "template", "vote", "answered", "masked", "open")
     for one in answers:
-        numbers = (f"{len(one[name]):,}" for name in ("answered", "masked", "open"))
-        table.add_row(*map(_plain, (one["judge"], one["template"][:8], str(one["vote"]), *numbers)))
-    console.print(table)
+        _say(console, f"{one['judge']}, template {one['template'][:8]}, vote {one['vote']}")
+        _say(console, "  " + ", ".join(f"{name} {len(one[name]):,}" for name in ("answered", "masked", "open")))
     every = [(record.response_id, criterion.id) for record in records for criterion in record.rubric.criteria]
     had = {question for one in answers for kind in ("answered", "masked") for question in one[kind]}
     nobody = [question for question in every if question not in had]
-    _say(console, f"{config.data}: {len(every):,} questions, {len(nobody):,} of them put to nobody who answered")
+    _say(console, f"{config.data}: {len(every):,} questions, {len(nobody):,} of them without a verdict by anybody")
     for response, criterion in nobody[:_SHOWN]:
         _say(console, f"  response {response!r}, criterion {criterion!r}")
     if len(nobody) > _SHOWN:
@@ -240,14 +250,6 @@ def _damaged(ledger: LedgerReader, what: str) -> UserError:
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in names:
-        right = name in ("votes", "vote", "verdicts", "mean", "answered", "open")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    return table
 
 
 def _plain(text: str) -> Text:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rubric_data import chat
-from rubric_data.endpoint import CHARACTERS, NO_REPLY, Endpoint, Spent
+from rubric_data.endpoint import CHARACTERS, NO_REPLY, Endpoint
 from rubric_data.errors import UserError
 from rubric_data.judges import (
     Finished,
@@ -24,6 +24,7 @@ from rubric_data.judges import (
     reason_kind,
 )
 from rubric_data.records import Criterion, Verdict
+from rubric_data.spending import Spent
 
 Mode = Literal["json", "schema", "logprobs"]
 _TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -80,7 +81,10 @@ class ChatForm:
         """The verdicts on ``part`` in a chat completion, masked where it holds none."""
         if self.mode == "logprobs":
             return (self._read_first_token(completion, part.criteria[0]),)
-        reply, problem = chat.reply_text(completion)
+        return self.read_text(*chat.reply_text(completion), part)
+
+    def read_text(self, reply: str, problem: tuple[str, str] | None, part: JudgeRequest) -> tuple[Verdict, ...]:
+        """The verdicts on ``part`` in what `rubric_data.chat.reply_text` found; not for mode `logprobs`."""
         if problem:
             return masked_verdicts(part.criteria, *problem, judge=self.name, raw=reply)
         return read_answers(reply, part.criteria, judge=self.name)
@@ -143,23 +147,25 @@ class OpenAIJudge:
             completion = self._send(body, stop)
         except NO_REPLY as error:
             return masked_verdicts(part.criteria, *self.endpoint.failure(error), judge=self.name)
-        verdicts = self.form.read(completion, part)
-        doubtful = [v.masked for v in verdicts if v.masked is not None and reason_kind(v.masked) in _REPAIRED]
+        if self.form.mode == "logprobs":
+            return self.form.read(completion, part)
         reply, problem = chat.reply_text(completion)
-        if self.form.mode == "logprobs" or problem or not doubtful:
+        verdicts = self.form.read_text(reply, problem, part)
+        doubtful = [v.masked for v in verdicts if v.masked is not None and reason_kind(v.masked) in _REPAIRED]
+        if problem or not doubtful:
             return verdicts
         body["messages"] += [
             {"role": "assistant", "content": reply},
             {"role": "user", "content": chat.render("judge_repair_v1.jinja", problem=doubtful[0])},
         ]
         try:
-            second = self._send(body, stop)
+            again, problem = chat.reply_text(self._send(body, stop))
         except NO_REPLY:
             return verdicts  # the first reply is what there is
-        raw = f"{reply}\n--- asked again ---\n{chat.reply_text(second)[0]}"
+        raw = f"{reply}\n--- asked again ---\n{again}"
         return tuple(
             first if first.value is not None else RawVerdict(**(later.model_dump() | {"raw": raw}))
-            for first, later in zip(verdicts, self.form.read(second, part), strict=True)
+            for first, later in zip(verdicts, self.form.read_text(again, problem, part), strict=True)
         )
 
     def _send(self, body: Mapping[str, Any], stop: threading.Event) -> dict[str, Any]:

@@ -6,7 +6,7 @@ decided by `rubric_data.generate` and `rubric_data.refine`.
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -99,6 +99,7 @@ class Proposer:
         self.checks = describe_checks() if checks else []
         self._form = {"response_format": _reply_schema()} if mode == "schema" else {}
         self._journal = journal
+        self._again = "resume with --retry true" if task == "generate" else "resume"
         self._retry = retry
         self._kept = _replies_by_key(journal)
 
@@ -107,13 +108,14 @@ class Proposer:
     ) -> list[Proposal]:
         """A proposal for each of ``requests``, in order; equal ones are asked once. ``progress``: the bar's title.
 
-        Raises UserError when the budget is spent, when more than ``max_failed`` (a share) of those asked for in this
-        call failed, `MIN_PROPOSALS` at the least, and if the endpoint refuses the key or does not know the model.
+        Raises UserError when the budget is spent; when more than ``max_failed`` (a share) of those asked for in this
+        call failed, `MIN_PROPOSALS` at the least; if at the end more of all did, however few they are; and if the
+        endpoint refuses the key or does not know the model.
         """
         keys = [self._key(request) for request in requests]
         different = dict(zip(keys, requests, strict=True))
         found: dict[str, Proposal] = {}
-        watch = _Watch(max_failed, self.name)
+        watch = _Watch(max_failed, self.name, self._again)
         columns = (TextColumn(progress or ""), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         failed = TextColumn("failed {task.fields[failed]}")
         with Progress(*columns, failed, console=Console(stderr=True), disable=progress is None) as bar:
@@ -124,9 +126,8 @@ class Proposer:
                 for key, proposal in (pair for group in groups for _, pair in group):
                     found[key] = proposal
                     watch.count(proposal)
-                    bar.update(task, advance=1, failed=watch.failed)
-        if watch.error:
-            raise watch.error
+                    bar.update(task, advance=not watch.is_left(proposal), failed=watch.failed)
+        watch.finish(found.values())
         return [found[key] for key in keys]
 
     def _key(self, request: Request) -> str:
@@ -184,29 +185,45 @@ class Proposer:
 class _Watch:
     """Counts failures as they come in; ``error`` is why to go no further, once a run has no budget or no use."""
 
-    def __init__(self, max_failed: float, name: str) -> None:
-        self._max_failed, self._name = max_failed, name
+    def __init__(self, max_failed: float, name: str, again: str) -> None:
+        self._max_failed, self._name, self._again = max_failed, name, again
         self._asked = 0
         self.failed = 0
         self.error: UserError | None = None
 
+    @staticmethod
+    def is_left(proposal: Proposal) -> bool:
+        """Whether it was not asked for, for want of a budget."""
+        return reason_kind(proposal.failure or "") == "budget"
+
     def count(self, proposal: Proposal) -> None:
-        failure = proposal.failure or ""
         if proposal.reused or self.error:
             return  # decided in an earlier run, or was under way when this one was
-        if reason_kind(failure) == "budget":
+        if self.is_left(proposal):
             self.error = UserError(
-                f"proposer {self._name}: {failure}; all replies are kept, so raise the budget and run again with "
-                "--resume true"
+                f"proposer {self._name}: {proposal.failure}; all replies are kept, so raise the budget and run again "
+                "with --resume true"
             )
             return
         self._asked += 1
-        self.failed += bool(failure)
-        if self._asked >= MIN_PROPOSALS and self.failed > self._max_failed * self._asked:
+        self.failed += proposal.failure is not None
+        if self._asked >= MIN_PROPOSALS:
+            self._check(self.failed, self._asked, proposal.failure)
+
+    def finish(self, proposals: Collection[Proposal]) -> None:
+        """Raise ``error``, or UserError if too many of all ``proposals`` failed, whichever run asked for them."""
+        failures = [proposal.failure for proposal in proposals if proposal.failure is not None]
+        if failures and not self.error:
+            self._check(len(failures), len(proposals), failures[-1])
+        if self.error:
+            raise self.error
+
+    def _check(self, failed: int, asked: int, latest: str | None) -> None:
+        if failed > self._max_failed * asked:
             self.error = UserError(
-                f"proposer {self._name}: {self.failed} of {self._asked} proposals failed, more than max_failed "
-                f"{self._max_failed:g} allows (latest: {failure[:160]}); mend the proposer and resume, or raise "
-                "max_failed"
+                f"proposer {self._name}: {failed} of {asked} proposals failed, more than max_failed "
+                f"{self._max_failed:g} allows (latest: {(latest or '')[:160]}); mend the proposer and {self._again}, "
+                "or raise max_failed"
             )
 
 

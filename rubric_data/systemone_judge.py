@@ -10,9 +10,10 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-from rubric_data.endpoint import CHARACTERS, NO_REPLY, Endpoint, Spent
+from rubric_data.endpoint import CHARACTERS, NO_REPLY, Endpoint
 from rubric_data.judges import Finished, JudgeRequest, RawVerdict, answer_all, masked_verdicts
 from rubric_data.records import Criterion, Verdict, content_hash
+from rubric_data.spending import Spent
 
 _NOUL, _SCORE = (
     "Does the response meet this criterion? {}",

@@ -145,9 +145,19 @@ def test_the_resolved_config_is_printed_before_the_run(stage_calls, capsys):
     }
 
 
+@pytest.mark.parametrize("columns", [70, 130])
+def test_every_help_is_as_wide_as_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in ("--help", "judge --help"):
+        lines = run(capsys, *command.split())[1].splitlines()
+        assert columns - 20 < max(len(line) for line in lines if "{" not in line) <= columns - 2  # choices stay whole
+
+
 def test_the_digest_shows_numbers_and_groups_but_no_lists():
     report = {"steps": 7, "seconds": 1.23456, "after": {"auroc": 0.81234, "log": [1]}, "log": [{"loss": 1}], "none": {}}
     assert cli.digest(report) == ["steps: 7", "seconds: 1.235", "after: auroc 0.8123"]
+    report = {"agreement": None, "spent": {"total": {"calls": 2, "failed": {"timeout": 1}, "cost": None}}}
+    assert cli.digest(report) == ["spent.total: calls 2"]
 
 
 def test_a_stage_without_a_table_of_its_own_ends_with_its_digest(capsys, monkeypatch):

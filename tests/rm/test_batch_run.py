@@ -1,6 +1,7 @@
 """`rubric-rm judge --engine batch` from the command line: out, in, and what is left over."""
 
 import json
+import shlex
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_two_commands_and_a_batch_between_them(run, mode):
     assert [r.values()[1] for r in read_judged(run.folder / "judged.jsonl")] == [pytest.approx(0.5)] * 3
     report = json.loads((run.folder / "report.json").read_text())
     assert (report["asked"], report["masked"], report["batch"]["requests"]) == (6, {}, 0)
-    assert report["spent"]["calls"] == len(requests)
+    assert report["spent"]["total"]["calls"] == len(requests)
     assert not (run.folder / "requests.jsonl").exists()
 
 
@@ -53,7 +54,10 @@ def test_what_failed_is_masked_and_goes_into_the_next_batch(run):
     code, told = run.read(lines=[result(second)])  # the others are still under way
     assert code == 0 and "next: send" in told.out and run.requests() == [first, third]
     assert not (run.folder / "judged.jsonl").exists()
-    run.read(lines=[expired(first), result(third)])
+    code, told = run.read(lines=[expired(first), result(third)])
+    assert code == 2 and "2 of 6 verdicts masked" in told.err and run.requests() == [first]
+    assert not (run.folder / "judged.jsonl").exists()
+    assert run.read("--max_masked", "0.4", lines=[expired(first)])[0] == 0
     assert [r.verdicts[0].masked is None for r in read_judged(run.folder / "judged.jsonl")] == [False, True, True]
     assert json.loads((run.folder / "report.json").read_text())["masked"] == {"timeout": 2}
     assert run.requests() == [first]
@@ -74,13 +78,52 @@ def test_live_and_batch_share_verdicts(run, monkeypatch):
     assert [r.values() for r in read_judged(run.folder / "judged.jsonl")] == [[1.0, 0.5]] * 3
 
 
+def test_the_next_step_is_a_command_that_works(run):
+    _, told = run()
+    first, second, third = run.requests()
+    command = shlex.split(told.out.partition(", and run\n")[2].splitlines()[0])
+    assert command[:2] == ["rubric-rm", "judge"]
+    assert main(command[1:]) == 2  # nothing is there yet
+    answered = run.folder / "results" / "first.jsonl"
+    answered.write_text("".join(json.dumps(result(request)) + "\n" for request in (first, second)))
+    assert main(command[1:]) == 0 and run.requests() == [third]
+    (run.folder / "results" / "second.jsonl").write_text(json.dumps(result(third)) + "\n")
+    (run.folder / "results" / "errors.jsonl").touch()  # some servers write one, errors or not
+    assert main(command[1:]) == 0
+    report = json.loads((run.folder / "report.json").read_text())
+    assert (report["masked"], report["batch"]["before"]) == ({}, 2)
+    assert [report["spent"][name]["calls"] for name in ("this_run", "total")] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], "results.jsonl: no results in it; fetch the batch's output file again"),
+        (
+            [{"custom_id": "f" * 64, "response": None, "error": None}],
+            "results.jsonl: none of its 1 replies is to a question",
+        ),
+    ],
+)
+def test_results_that_are_refused_change_nothing(run, lines, said):
+    run()
+    before = run.requests()
+    code, told = run.read(lines=lines)
+    assert code == 2 and said in told.err and told.err.rstrip().splitlines()[-1].startswith("rubric-rm: error:")
+    assert run.requests() == before
+    assert run.read(lines=[result(request) for request in before])[0] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--judge", "systemone"), "engine: batch files are for the openai judge, got systemone; set --judge openai"),
         (("--max_calls", "5"), "max_calls: a batch is paid where it is sent; leave it out, and bound the run"),
         (("--batch_results", "none.jsonl"), "none.jsonl: no such file; give the result files of the batch"),
-        (("--engine", "threads", "--batch_results", "x"), "batch_results: only the engine 'batch' reads them"),
+        (
+            ("--engine", "threads", "--batch_results", "x"),
+            "batch_results: the threads engine does not read it; leave it out, or add --engine batch",
+        ),
         (("--model", "smollm2"), "model: the openai judge needs the model's name"),
     ],
 )

@@ -12,7 +12,7 @@ from rubric_data.io import read_judged, write_judged
 from rubric_data.judges import masked_verdicts
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict, Verifier
 from rubric_data.split import check_leaks
-from tests.rubric_data.server import Server, completion
+from tests.rubric_data.server import Server, completion, failure
 
 
 class FakeJudge:
@@ -71,7 +71,7 @@ def data(folder, records):
 
 def config(folder, records, **changes):
     """A run with any judge but code, which would not be asked."""
-    changes = {"judge": "local", "concurrency": 1} | changes
+    changes = {"judge": "local"} | changes
     return JudgeConfig(output=str(folder / "run"), data=data(folder, records), **changes)
 
 
@@ -178,6 +178,15 @@ def test_a_failing_judge_stops_the_run_and_can_be_resumed(tmp_path, judge):
         ({"judge": "openai", "model": "m", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
         ({"judge": "systemone"}, "model: the systemone judge needs the model's name at the endpoint"),
         ({"judge": "openai", "model": "m", "max_cost": 1.0}, "max_cost needs prices"),
+        (
+            {"judge": "verifier", "base_url": "http://h/v1"},
+            "base_url: the verifier judge does not read it; leave it out",
+        ),
+        (
+            {"judge": "systemone", "model": "m", "base_url": "http://h/v1", "mode": "schema"},
+            "mode: .* add --judge openai",
+        ),
+        ({"workers": 4}, "workers: the threads engine does not read it; leave it out, or add --engine ray"),
     ],
 )
 def test_bad_settings_leave_no_run_behind(tmp_path, changes, said, monkeypatch):
@@ -206,6 +215,12 @@ def test_a_prompt_in_two_splits_is_refused_before_anybody_is_asked(tmp_path, jud
     assert not judge.asked and not (tmp_path / "run").exists()
 
 
+def test_two_rubrics_for_one_prompt_are_told_of(tmp_path, judge, caplog):
+    first, other = responses(2, split="train")
+    run_judge(config(tmp_path, [first, other.model_copy(update={"prompt_id": "p0", "prompt": first.prompt})]))
+    assert "1 prompt(s) have responses under different rubrics, the first is 'p0'" in caplog.text
+
+
 def test_an_unknown_check_is_named_with_its_place_before_the_run(tmp_path):
     record = responses(1)[0]
     odd = Rubric(criteria=(Criterion(id="c", text="c", verifier=Verifier(name="word", args={})),))
@@ -222,6 +237,40 @@ def test_a_spent_budget_stops_and_the_rest_is_asked_on_resuming(tmp_path, judge)
         run_judge(settings)
     judge.masked = None
     assert run_judge(JudgeConfig(**(vars(settings) | {"resume": True})))["asked"] == 80
+
+
+def over_http(tmp_path, monkeypatch, url, *options):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    fixed = ["--data", data(tmp_path, responses(6)), "--output", str(tmp_path / "run"), "--judge", "openai"]
+    return cli.main(["judge", *fixed, "--model", "m", "--base_url", url, "--attempts", "1", *options])
+
+
+@pytest.mark.parametrize("options", [(), ("--mode", "logprobs")])
+def test_a_wrong_key_or_server_leaves_nothing_in_the_way_of_the_next_try(tmp_path, monkeypatch, capsys, options):
+    refusing = Server([failure(401)])
+    for url, said in ((refusing.url, "scripted 401"), ("http://127.0.0.1:1/v1", "12 of 12 verdicts masked")):
+        assert over_http(tmp_path, monkeypatch, url, *options) == 2
+        assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "run").exists()
+    refusing.close()
+
+
+def test_what_was_spent_adds_up_over_invocations(tmp_path, monkeypatch, capsys):
+    met = [{"id": "1", "met": True}, {"id": "2", "met": False}]
+    status, headers, body = completion(json.dumps({"answers": met}))
+    body["usage"] = {"prompt_tokens": 100, "completion_tokens": 10}
+    server = Server([(status, headers, body)])
+    priced = ("--price_in", "10000")
+    assert over_http(tmp_path, monkeypatch, server.url, "--max_calls", "4", "--concurrency", "1", *priced) == 2
+    assert "max_calls 4 is spent; 8 of 12 verdicts are in the ledger" in " ".join(capsys.readouterr().err.split())
+    assert over_http(tmp_path, monkeypatch, server.url, "--resume", "true") == 0
+    server.close()
+    spent = json.loads((tmp_path / "run" / "report.json").read_text())["spent"]
+    assert [(spent[name]["calls"], spent[name]["tokens_in"]) for name in spent] == [(2, 200), (6, 600)]
+    assert [spent[name]["cost"] for name in ("this_run", "total")] == [None, 4.0]  # 400 tokens had a price
+    shown = capsys.readouterr().out
+    assert "spent.this_run: calls 2, retries 0, tokens_in 200, tokens_out 20, unmetered 0\n" in shown
+    assert "agreement" not in shown and "None" not in shown.partition("judge: openai")[2]
 
 
 def test_votes_are_asked_over_http_merged_and_compared(tmp_path, monkeypatch, capsys):
@@ -275,7 +324,7 @@ def test_the_verifier_answers_exactly(tmp_path):
         JudgedResponse(prompt_id="p", prompt="Count.", response_id=text, response=text, rubric=rubric, split="test")
         for text in ("one two three", "one two three four")
     ]
-    report = run_judge(config(tmp_path, records, judge="verifier"))
+    report = run_judge(config(tmp_path, records, judge="verifier", max_masked=0.5))
     judged = read_judged(tmp_path / "run" / "judged.jsonl")
     assert [record.verdicts[0].value for record in judged] == [1.0, 0.0]
     assert {record.verdicts[1].masked.partition(":")[0] for record in judged} == {"no_verifier"}

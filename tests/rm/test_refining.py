@@ -62,7 +62,7 @@ def test_three_rounds_raise_discrimination_and_lower_ties(serve, tmp_path, capsy
     report = json.loads((run / "report.json").read_text())
     check_rows(report["rounds"])
     assert report["rounds"][0]["best"] == {"atlas": 2, "birch": 2, "cedar": 2, "dune": 2}
-    assert report["spent"]["proposer"]["calls"] == len(server.requests) == 4 * 3 + 1  # one repair
+    assert report["spent"]["proposer"]["total"]["calls"] == len(server.requests) == 4 * 3 + 1  # one repair
     assert (run / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
     prompts = {record.prompt_id: record.rubric for record in load_prompts(run / "prompts.jsonl")}
@@ -103,7 +103,9 @@ def test_a_spent_budget_stops_and_resuming_pays_only_the_rest(serve, settings):
         run_refine(config)
     report = run_refine(replace(config, max_calls=None, resume=True))
     check_rows(report["rounds"])
-    assert len(server.requests) == 13 and report["spent"]["proposer"]["calls"] == 6
+    assert len(server.requests) == 13
+    spent = report["spent"]["proposer"]
+    assert (spent["this_run"]["calls"], spent["total"]["calls"]) == (6, 13)
     tokens = [row["tokens_in"] for row in report["rounds"]]
     again = run_refine(replace(config, max_calls=None, resume=True))
     assert len(server.requests) == 13 and [row["tokens_in"] for row in again["rounds"]] == tokens
@@ -164,7 +166,7 @@ def test_rubrics_to_start_from_and_more_rounds_later(serve, settings, tmp_path):
     tea = next(record.prompt for record in recorded.records() if record.prompt_id == "tea")
     write_prompts(tmp_path / "start.jsonl", [PromptRecord(prompt_id="tea", prompt=tea, rubric=start)])
     server = serve(completion("no"))
-    config = settings(server, rubrics=str(tmp_path / "start.jsonl"), rounds=1)
+    config = settings(server, rubrics=str(tmp_path / "start.jsonl"), rounds=1, max_failed=1.0)
     report = run_refine(config)
     assert report["own_rubric"] == 3
     kept = {record.prompt_id: record.rubric for record in load_prompts(f"{config.output}/prompts.jsonl")}

@@ -85,7 +85,7 @@ class Batch:
 
     def ingest(self, lines, ledger=None, **options):
         self.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        engine = ResultFiles(self.form, [self.results], open_questions(self.records, self.form), Limits())
+        engine = ResultFiles(self.form, [self.results], open_questions(self.records, self.form), Limits(), self.folder)
         judged, report = label_by(self.records, engine, ledger=ledger, **options)
         return judged, report, engine
 
@@ -225,7 +225,7 @@ def test_what_others_answered_since_is_kept_and_the_rest_taken(tmp_path, ledger)
 def test_a_file_with_a_broken_line_is_refused_and_nothing_kept(tmp_path, ledger, text, said):
     run = Batch(tmp_path)
     run.results.write_text(json.dumps(result(run.requests()[0])) + "\n" + text)
-    engine = ResultFiles(run.form, [run.results], open_questions(RECORDS, run.form), Limits())
+    engine = ResultFiles(run.form, [run.results], open_questions(RECORDS, run.form), Limits(), tmp_path)
     with pytest.raises(UserError, match=said):
         label_by(RECORDS, engine, ledger=ledger)
     assert len(open_questions(RECORDS, run.form, ledger)) == 2

@@ -11,7 +11,7 @@ from rubric_data.generate import run_generate
 from rubric_data.io import load_prompts, write_prompts
 from rubric_data.records import Criterion, PromptRecord, Rubric
 from rubric_data.versions import read_versions
-from tests.rubric_data.server import completion
+from tests.rubric_data.server import completion, failure
 
 OLD = Rubric(criteria=(Criterion(id="old", text="Is old."),))
 
@@ -53,7 +53,7 @@ def test_every_prompt_gets_a_rubric_or_its_reason(serve, prompts, tmp_path, caps
     report = json.loads((run / "report.json").read_text())
     assert (report["prompts"], report["proposed"], report["failed"]) == (4, 2, {"parse_failure": 2})
     assert (report["kept_rubric"], report["without_rubric"]) == (1, 1)
-    assert report["spent"]["calls"] == 6  # two of them for repair
+    assert report["spent"]["total"]["calls"] == 6  # two of them for repair
     versions = read_versions(run / "versions.jsonl")
     assert [(v.prompt_id, v.accepted, v.parents) for v in versions] == [
         ("p0", True, ()),
@@ -69,6 +69,27 @@ def test_every_prompt_gets_a_rubric_or_its_reason(serve, prompts, tmp_path, caps
     assert len(server.requests) == 6  # nothing was paid twice
     assert main([*command, "--resume", "true", "--retry", "true"]) == 0
     assert len(server.requests) == 10  # only the unreadable ones
+
+
+def test_a_small_run_is_measured_at_its_end_and_what_was_paid_stays(serve, prompts, tmp_path, capsys):
+    server, run = serve(completion("I like topics.")), tmp_path / "run"
+    command = ["rubric", "generate", "--data", prompts, "--output", str(run), "--model", "m", "--base_url", server.url]
+    for options in ((), ("--resume", "true")):  # the second asks nothing, and finds the same
+        assert main([*command, *options]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "4 of 4 proposals failed, more than max_failed 0.5 allows" in told and "resume with --retry true" in told
+        assert len(server.requests) == 8 and not (run / "prompts.jsonl").exists()
+    assert main([*command, "--resume", "true", "--max_failed", "1"]) == 0
+    spent = json.loads((run / "report.json").read_text())["spent"]
+    assert (len(server.requests), spent["this_run"]["calls"], spent["total"]["calls"]) == (8, 0, 8)
+
+
+@pytest.mark.parametrize("reply", [failure(401), failure(503, {"Retry-After": "0"})])
+def test_a_server_that_never_replies_leaves_no_folder(serve, prompts, tmp_path, reply):
+    options = {"data": prompts, "output": str(tmp_path / "run"), "model": "m", "attempts": 1}
+    with pytest.raises(UserError, match=r"scripted 401|4 of 4 proposals failed"):
+        run_generate(GenerateConfig(**options, base_url=serve(reply).url))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_spent_budget_stops_and_resuming_goes_on(serve, prompts, tmp_path):

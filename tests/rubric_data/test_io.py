@@ -85,7 +85,9 @@ def responses(draw, name):
 @st.composite
 def files(draw):
     names = draw(st.lists(texts, min_size=1, max_size=3, unique=True))
-    return [draw(responses(name)) for name in names]
+    records = [draw(responses(name)) for name in names]
+    prompts = {record.prompt_id: record.prompt for record in records}  # one id, one text
+    return [record.model_copy(update={"prompt": prompts[record.prompt_id]}) for record in records]
 
 
 def response(**changes):
@@ -316,6 +318,13 @@ def test_a_file_cut_inside_a_character_is_called_cut(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes('{"prompt": "é'.encode()[:-1])
     assert "FILE:1: the last line is not complete JSON" in complaint(path)
+
+
+def test_a_prompt_id_of_two_texts_is_refused_and_one_of_two_rubrics_is_not(tmp_path):
+    other = response(response_id="r2", rubric={"criteria": [{"id": "c1", "text": "Is kind."}]})
+    assert len(read_judged(jsonl(tmp_path, response(), other))) == 2  # each is judged and scored by its own
+    path = jsonl(tmp_path, response(), response(response_id="r2", prompt="Say ho."))
+    assert complaint(path) == "FILE:2: prompt_id 'p1' has another prompt at FILE:1; give each prompt its own id"
 
 
 def test_a_response_id_used_twice_is_refused(tmp_path):

@@ -204,9 +204,6 @@ def test_human_verdicts_stay_and_old_ones_go():
 
 def test_a_failing_judge_is_stopped_but_not_too_soon(ledger):
     judge = FakeJudge(lambda text, criterion: "timeout: no reply within 60 s")
-    few = [response(f"r{number}") for number in range(MIN_VERDICTS // 2 - 1)]
-    label(few, judge, max_masked=0.2, batch_size=1)
-    judge.batches.clear()
     many = [response(f"r{number}") for number in range(100)]
     with pytest.raises(UserError) as caught:
         label(many, judge, max_masked=0.2, batch_size=1, ledger=ledger)
@@ -215,6 +212,19 @@ def test_a_failing_judge_is_stopped_but_not_too_soon(ledger):
         "judge fake: 20 of 20 verdicts masked, more than max_masked 0.2 allows (latest: timeout: no reply within "
         "60 s); mend the judge and resume, or raise max_masked"
     )
+
+
+def test_a_small_run_is_measured_at_its_end_whoever_asked(ledger):
+    """Nine responses of two criteria, fewer than MIN_VERDICTS: 9 of 18 answers cannot be read."""
+    judge = FakeJudge(lambda text, criterion: "parse_failure: odd" if criterion.id == "long" else 1.0)
+    few = [response(f"r{number}") for number in range(MIN_VERDICTS // 2 - 1)]
+    for asked in (18, 0):  # nothing is asked again, and the share is what it was
+        with pytest.raises(UserError, match=r"9 of 18 verdicts masked, more than max_masked 0\.4 allows"):
+            label(few, judge, max_masked=0.4, ledger=ledger)
+        assert len(judge.asked) == asked
+        judge.batches.clear()
+    _, report = label(few, judge, max_masked=0.5, ledger=ledger)
+    assert (report.asked, report.masked) == (0, {"parse_failure": 9})
 
 
 def test_masked_up_to_the_allowed_share_goes_on():

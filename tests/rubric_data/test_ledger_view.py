@@ -1,6 +1,7 @@
 """Reports on a ledger, through the command line, on ledgers that hold hand-made rows."""
 
 import json
+import re
 import sqlite3
 
 import pyarrow.parquet as pq
@@ -167,6 +168,30 @@ def test_overwritten_pages_are_damage(path, capsys, command):
         file.write(b"\xff" * 4096 * 3)
     code, _, err = run(capsys, "ledger", command, "--ledger", path)
     assert code == 2 and "is damaged" in err and err.count("\n") == 1
+
+
+def test_a_report_fits_a_narrow_terminal(path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "ledger", "stats", "--ledger", path)
+    times = r"\d{4}-\d\d-\d\d \d\d:\d\d( to \S+ \S+)? UTC"
+    blocks = (
+        r"\[bold red\]x\[/\] \ufffd\[31m\n  template   t\n  verdicts   1, mean 1\.000\n"
+        rf"  written    {times}\n\n"
+        r"j\n  template   t\n  verdicts   4, mean 0\.583, 2 votes a question\n  masked     parse_failure 1\n"
+        rf"  no answer  timeout 2\n  written    {times}\n\n"
+    )
+    assert re.match(blocks, out)
+
+
+@pytest.mark.parametrize("command", ["stats", "verify"])
+def test_a_folder_and_an_empty_file_are_no_ledgers(tmp_path, capsys, command):
+    (tmp_path / "empty.sqlite").touch()
+    for name, said in (
+        ("", f"is a folder; give the ledger's file, such as {tmp_path}/ledger.sqlite"),
+        ("empty.sqlite", "is empty"),
+    ):
+        code, _, err = run(capsys, "ledger", command, "--ledger", tmp_path / name)
+        assert code == 2 and said in err and err.count("\n") == 1
 
 
 def test_a_missing_ledger_stays_missing(tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_a_small_model_that_writes_no_json_is_masked_not_guessed(served, tmp_pat
     running = judge(served, folder, "--judge", "openai", "--limit", "2", "--max_tokens", "40")
     assert running.wait(timeout=300) == 0, folder.with_suffix(".log").read_text()
     report = json.loads((folder / "report.json").read_text())
-    assert report["spent"]["calls"] >= 2 and report["spent"]["tokens_out"] > 0
+    assert report["spent"]["total"]["calls"] >= 2 and report["spent"]["total"]["tokens_out"] > 0
     assert set(report["masked"]) <= {"parse_failure", "missing_answer"}
 
 
