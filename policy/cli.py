@@ -30,6 +30,7 @@ from rm.config import (
 from rm.memory import keep_memory
 from rubric_data.config import (
     AblateConfig,
+    AttachConfig,
     ConsistencyConfig,
     DataExportConfig,
     DataImportConfig,
@@ -107,6 +108,13 @@ STAGES = {
         "--judge.model gpt-5-mini --output runs/refine",
         hidden=REFINE_SETS,
         tabulates=True,
+    ),
+    "rubric attach": Stage(
+        AttachConfig,
+        "rubric_data.attaching:run_attach",
+        "Prompts are matched by their id. Where the file has no rubric, responses keep their own; those with none are "
+        "left out and counted. Verdicts on another rubric are dropped.",
+        "--data responses.jsonl --rubrics runs/rubrics/prompts.jsonl --output with-rubrics.jsonl",
     ),
     "rubric diff": Stage(
         DiffConfig,

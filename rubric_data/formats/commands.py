@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rubric_data.config import DataExportConfig, DataImportConfig, DataSplitConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, start_run, write_json, write_text
+from rubric_data.files import atomic_path, refuse_existing, start_run, write_json, write_text
 from rubric_data.formats import FORMATS
 from rubric_data.formats.base import Answer, Example, Group, Placed, SkipRow, Written, free_name, read_row
 from rubric_data.formats.source import is_dataset, read_rows
@@ -207,7 +207,7 @@ def run_export(config: DataExportConfig) -> dict[str, Any]:
     if form is not None and form.write is None:
         exporting = ", ".join([name for name, other in sorted(FORMATS.items()) if other.write] + [OWN])
         raise UserError(f"format: {config.format} is for import only; export to one of {exporting}")
-    _check_output(output, config.overwrite)
+    refuse_existing(output, config.overwrite)
     prompts, responses = load_prompts_and_responses(config.data)
     report: dict[str, Any] = {
         "format": config.format,
@@ -263,7 +263,7 @@ def run_split(config: DataSplitConfig) -> dict[str, Any]:
     groups of prompts, or if the output exists.
     """
     output = Path(config.output)
-    _check_output(output, config.overwrite)
+    refuse_existing(output, config.overwrite)
     prompts, responses = load_prompts_and_responses(config.data)
     if responses:
         responses = _with_splits(responses, config)
@@ -301,8 +301,3 @@ def _write_own(output: Path, prompts: Sequence[PromptRecord], responses: Sequenc
         write_prompts(output, prompts)
     else:
         raise UserError(f"{output}: prompts without responses are written as .jsonl; rename it")
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
