@@ -20,6 +20,11 @@ from rubric_data.split import check_leaks
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+FIRST_FIXTURES = {
+    name: FIXTURES / f"{name.replace('-', '_')}{'.json' if name == 'autorubric' else '.jsonl'}" for name in FORMATS
+}
+
+
 def run(capsys, *argv):
     """Exit code, stdout and stderr of `rubric-rm data argv`."""
     code = cli.main(["data", *map(str, argv)])
@@ -149,6 +154,23 @@ def test_a_file_without_a_usable_row_is_refused(tmp_path, capsys):
         f"rubric-rm: error: {path}: holds no prompt in format preferences: "
         "row whose chosen and rejected responses are the same (1); check --format\n"
     )
+
+
+def test_a_wrong_format_is_told_with_the_right_one(tmp_path, capsys, judged):
+    """Every fixture under every other format: refused with a hint, or read, where two formats share what is needed."""
+    write_judged(tmp_path / "own.jsonl", judged)
+    files = {**FIRST_FIXTURES, OWN: tmp_path / "own.jsonl"}
+    unhelped, taken = set(), set()
+    for right, file in files.items():
+        for wrong in files.keys() - {right}:
+            command = ("import", "--format", wrong, "--input", file, "--output", tmp_path / f"{right}-{wrong}")
+            code, _, said = run(capsys, *command)
+            if code == 0:
+                taken.add((right, wrong))
+            elif not said.endswith(f", or give --format {right}, which it looks like\n"):
+                unhelped.add((right, wrong))
+    assert unhelped == set()
+    assert taken == {("wildchecklists", "preferences")}  # its pairs, as the report's ignored columns tell
 
 
 def test_our_own_format_is_imported_as_it_is(tmp_path, capsys, judged):
@@ -297,6 +319,29 @@ def test_split_asks_before_it_replaces_splits(tmp_path, capsys, judged):
     again = run(capsys, *command, "--replace", "true", "--overwrite", "true", "--seed", "3")
     assert (first[0], again[0]) == (0, 0)
     assert read_judged(tmp_path / "new.jsonl") != first[1]
+
+
+def test_what_cannot_be_split_is_named_with_advice_that_helps(tmp_path, capsys):
+    rubric = Rubric(criteria=(Criterion(id="c", text="Is fine."),))
+    path = tmp_path / "prompts.jsonl"
+    command = ("split", "--data", path, "--output", tmp_path / "split.jsonl")
+    allow = ", or let prompts of one rubric part by 'rubric-rm data split --shared_rubrics true'"
+
+    def fault(prompts, *options):
+        records = [PromptRecord(prompt_id=f"p{n}", prompt=f"Say {n}.", rubric=rubric) for n in range(prompts)]
+        write_prompts(path, records)
+        return run(capsys, *command, *options)[2].removeprefix("rubric-rm: error: ").strip()
+
+    assert fault(3) == (
+        f"{path}: cannot be split: prompts that share an id, text or rubric stay together, which leaves 1 group(s) "
+        f"where 3 are needed; add prompts, or set 'split' on every record{allow}"
+    )
+    assert fault(2).endswith("set 'split' on every record")  # sharing rubrics would not be enough
+    assert fault(2, "--shared_rubrics", "true") == (
+        f"{path}: cannot be split: prompts that share an id or text stay together, which leaves 2 group(s) "
+        "where 3 are needed; add prompts, or set 'split' on every record"
+    )
+    assert fault(3, "--shared_rubrics", "true") == ""
 
 
 def test_prompts_without_responses_are_split_as_well(tmp_path, capsys):
