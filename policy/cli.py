@@ -143,7 +143,8 @@ STAGES = {
         AblateConfig,
         "rubric_data.ablation:run_ablate",
         "Shows how pair accuracy against people, ties at the top and the gap between the two best change without it, "
-        "and how far it says what the others say; the criterion best done without comes first.",
+        "and how far it says what the others say, on the prompts that ask it. What is best done without comes first, "
+        "what changes nothing last.",
         "--data runs/judge/judged.jsonl --output runs/ablate",
         tabulates=True,
     ),

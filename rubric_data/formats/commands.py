@@ -19,7 +19,8 @@ from rubric_data.formats import FORMATS, OWN
 from rubric_data.formats.base import Answer, Example, Group, Placed, SkipRow, Written, free_name, read_row
 from rubric_data.formats.guess import first_rows, guess_format
 from rubric_data.formats.source import is_dataset, read_rows
-from rubric_data.io import BUILTIN, load_prompts_and_responses, write_judged, write_prompts
+from rubric_data.io import BUILTIN, load_prompts_and_responses, prompts_of, write_judged, write_prompts
+from rubric_data.programmatic import load_verdicts
 from rubric_data.records import JudgedResponse, PromptRecord, content_hash
 from rubric_data.split import SPLITS, Prompted, assign_splits
 
@@ -230,7 +231,11 @@ def run_export(config: DataExportConfig) -> dict[str, Any]:
         exporting = ", ".join([name for name, other in sorted(FORMATS.items()) if other.write] + [OWN])
         raise UserError(f"format: {config.format} is for import only; export to one of {exporting}")
     refuse_existing(output, config.overwrite)
-    prompts, responses = load_prompts_and_responses(config.data)
+    if config.format == "preferences" and config.by == "reward":
+        responses = load_verdicts(config.data)
+        prompts = prompts_of(config.data, responses)
+    else:
+        prompts, responses = load_prompts_and_responses(config.data)
     report: dict[str, Any] = {
         "format": config.format,
         "licences": _counted(prompt.licence or "unknown" for prompt in prompts),
@@ -265,7 +270,7 @@ def _write_content(output: Path, written: Written, data: str) -> None:
         empty = not content
     if empty:
         why = ", ".join(f"{reason} ({count})" for reason, count in sorted(written.left_out.items()))
-        raise UserError(f"{data}: nothing of it fits the format: {why}; export to another")
+        raise UserError(f"{data}: nothing of it fits the format: {why}; mend that, or choose another --format")
     if output.suffix == ".json":
         write_json(output, content)
     elif output.suffix == ".jsonl":

@@ -192,7 +192,9 @@ def test_export_of_preferences_takes_the_best_and_the_worst_by_reward(tmp_path, 
     masked = judged[4].model_copy(
         update={"verdicts": tuple(Verdict(criterion_id=name, masked="x: y") for name in ("fruit", "short"))}
     )
-    write_judged(tmp_path / "judged.jsonl", [*judged[:2], *tied, masked, *judged[5:8]])
+    unjudged = judged[0].model_copy(update={"response_id": "later", "verdicts": ()})
+    middle = judged[0].model_copy(update={"response_id": "middle", "response": "A stone or a pear."})
+    write_judged(tmp_path / "judged.jsonl", [*judged[:2], unjudged, middle, *tied, masked, *judged[5:8]])
     output = tmp_path / "pairs.jsonl"
     command = ("export", "--format", "preferences", "--data", tmp_path / "judged.jsonl", "--output", output)
     code, out, _ = run(capsys, *command)
@@ -207,8 +209,8 @@ def test_export_of_preferences_takes_the_best_and_the_worst_by_reward(tmp_path, 
     }
     assert second["prompt"][0]["content"] == "Name fruit number 3."
     assert (
-        "left_out: pairs that tie 1, prompts with fewer than two scored responses 1, responses without a reward 1, "
-        "rubrics 4"
+        "left_out: pairs that tie 1, prompts with fewer than two scored responses 1, responses between the best and "
+        "the worst 1, responses not judged 1, responses whose verdicts are masked 1, rubrics 4"
     ) in out
     assert run(capsys, *command)[2] == (
         f"rubric-rm: error: {output}: exists already; choose another --output, or add --overwrite true\n"
@@ -286,9 +288,11 @@ def test_formats_that_only_import_and_outputs_that_do_not_fit_say_so(tmp_path, c
     assert fault("autorubric", "x.jsonl") == "x.jsonl: this format is one document; name it .json"
     assert fault("rar", "x.csv") == "x.csv: unknown file type '.csv'; use one of .jsonl, .json, .parquet"
     write_judged(data, [record.model_copy(update={"verdicts": ()}) for record in judged])
+    assert fault("preferences", "x.jsonl") == (f"{data}: holds no verdicts; run 'rubric-rm judge --data {data}' first")
+    write_judged(data, judged[::2])
     assert fault("preferences", "x.jsonl") == (
-        f"{data}: nothing of it fits the format: prompts with fewer than two scored responses (6), "
-        "responses without a reward (12), rubrics (6); export to another"
+        f"{data}: nothing of it fits the format: prompts with fewer than two scored responses (6), rubrics (6); "
+        "mend that, or choose another --format"
     )
 
 
