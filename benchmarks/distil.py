@@ -65,6 +65,11 @@ def numbers(audit: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     }
 
 
+def _spread(values: list[float | None]) -> dict[str, float | int] | None:
+    known = [value for value in values if value is not None]
+    return spread(known) if len(known) == len(values) else None
+
+
 def _run(*words: Any) -> None:
     code = command_line([str(word) for word in words])
     if code:
@@ -86,7 +91,7 @@ def main() -> None:
             config = {"data": data, "seeds": arguments.seeds, **_COMMON, **RECIPES[data]}
             rows = {str(seed): found for seed, found in seeds.items()}
             over_seeds = {
-                name: {key: spread([found[name][key] for found in seeds.values()]) for key in row}
+                name: {key: _spread([found[name][key] for found in seeds.values()]) for key in row}
                 for name, row in next(iter(seeds.values())).items()
             }
             record = {"name": f"distil-{data}", **circumstances(config), "seeds": rows, "over_seeds": over_seeds}

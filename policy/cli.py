@@ -30,6 +30,7 @@ from rm.config import (
 from rm.memory import keep_memory
 from rubric_data.config import (
     AblateConfig,
+    AttachConfig,
     ConsistencyConfig,
     DataExportConfig,
     DataImportConfig,
@@ -108,6 +109,13 @@ STAGES = {
         hidden=REFINE_SETS,
         tabulates=True,
     ),
+    "rubric attach": Stage(
+        AttachConfig,
+        "rubric_data.attaching:run_attach",
+        "Prompts are matched by their id. Where the file has no rubric, responses keep their own; those with none are "
+        "left out and counted. Verdicts on another rubric are dropped.",
+        "--data responses.jsonl --rubrics runs/rubrics/prompts.jsonl --output with-rubrics.jsonl",
+    ),
     "rubric diff": Stage(
         DiffConfig,
         "rubric_data.diff:run_diff",
@@ -135,7 +143,8 @@ STAGES = {
         AblateConfig,
         "rubric_data.ablation:run_ablate",
         "Shows how pair accuracy against people, ties at the top and the gap between the two best change without it, "
-        "and how far it says what the others say; the criterion best done without comes first.",
+        "and how far it says what the others say, on the prompts that ask it. What is best done without comes first, "
+        "what changes nothing last.",
         "--data runs/judge/judged.jsonl --output runs/ablate",
         tabulates=True,
     ),

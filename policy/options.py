@@ -281,7 +281,9 @@ def _explain(message: str, options: Mapping[str, Option], hidden: Sequence[str])
         return f"unexpected argument '{argument}'; write options as --option VALUE"
     match = re.search(r'[Kk]ey "([^"]+)".*(?:Got|Given) value: (.*?)(?: -|$)', message)
     if match and match[1] in options:
-        return f"option '--{match[1]}' must be {expectation(options[match[1]].hint)}, got '{match[2]}'"
+        told = f"option '--{match[1]}' must be {expectation(options[match[1]].hint)}, got '{match[2]}'"
+        lists = options[match[1]].hint in (list[str], list[str] | None)
+        return f"{told}; write --{match[1]} '[a, b]', quotation marks included" if lists else told
     if match := re.match(r"the following arguments are required: (.*)", message):
         missing = [key.strip() for key in match[1].split(",")]
         named = ", ".join(f"--{key} ({options[key].help})" for key in missing)

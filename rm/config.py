@@ -113,7 +113,7 @@ class RefineConfig(EndpointConfig):
 
     output: str  # run folder; prompts.jsonl, responses.jsonl, versions.jsonl, report.json and rounds.png are written
     model: str  # the proposer: its name at the endpoint
-    data: str = "builtin"  # responses with rubrics (.jsonl or .parquet): the pool
+    data: str = "builtin"  # responses (.jsonl or .parquet): the pool; they may lack rubrics where --rubrics has them
     rubrics: str | None = None  # prompts with the rubrics to start from (.jsonl); unset means those of the responses
     rounds: int = 3  # of refinement; more of them may be asked for on --resume true
     pool: Literal["good", "great", "diverse"] = "diverse"  # all but the top; the top; the top, by different generators

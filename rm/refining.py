@@ -6,7 +6,7 @@ Owns files, resuming, the table and the plot; what a round does is `rubric_data.
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ from rich.text import Text
 
 from rm.config import RefineConfig
 from rm.judging import build_judge
+from rubric_data.attaching import attach_rubrics, with_rubrics
 from rubric_data.endpoint import FREE, open_endpoint
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, start_run, write_json
-from rubric_data.generate import JOURNAL, PROMPTS, REPORT, VERSIONS, check_shares
-from rubric_data.io import load_data, load_prompts, write_judged, write_prompts
+from rubric_data.generate import PROMPTS, REPORT, VERSIONS, check_shares
+from rubric_data.io import write_judged, write_prompts
 from rubric_data.judges import Judge, spent_by
 from rubric_data.labelling import label
 from rubric_data.ledger import FILES, LEDGER, Ledger
 from rubric_data.programmatic import answer_by_code, is_for_judge
-from rubric_data.proposer import Proposer
-from rubric_data.records import JudgedResponse, PromptRecord, Rubric
+from rubric_data.proposer import JOURNAL, Proposer
+from rubric_data.records import JudgedResponse
 from rubric_data.refine import (
     Ranker,
     Round,
@@ -38,12 +39,11 @@ from rubric_data.refine import (
     replayed,
     run_round,
     summary,
-    with_rubrics,
 )
 from rubric_data.reward import rubric_reward
 from rubric_data.spending import tallied
 from rubric_data.verifiers import check_verifiers
-from rubric_data.versions import Journal, Version, read_versions, write_versions
+from rubric_data.versions import Version, read_versions, write_versions
 
 RESPONSES, PLOT = "responses.jsonl", "rounds.png"
 # further rounds may follow later; no reply and no verdict depends on the others
@@ -60,7 +60,9 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     budget; --resume true then goes on, and no reply or verdict is paid twice.
     """
     settings = _settings(config)
-    prompts, records, own = _start(config)
+    attached = attach_rubrics(config.data, config.rubrics, limit=config.limit)
+    records = attached.records
+    check_verifiers(records)
     judge = build_judge(config.judge) if config.ranker == "judge" else None
     endpoint = open_endpoint(config)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
@@ -68,16 +70,7 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     void = {JOURNAL, VERSIONS, REPORT, *(() if config.judge.judge == "local" else FILES)}
     with tallied(folder, void=void, proposer=lambda: endpoint.spent, judge=lambda: spent_by(judge)) as tally:
         ranker = _ranker(config, judge, folder)
-        proposer = Proposer(
-            config.model,
-            endpoint,
-            Journal(folder / JOURNAL),
-            task="refine",
-            mode=config.mode,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            checks=config.checks,
-        )
+        proposer = Proposer.of(config, endpoint, folder, task="refine")
         rounds, versions, done = _before_rounds(folder, records, ranker, settings)
         for number in range(len(rounds), config.rounds + 1):
             done = run_round(
@@ -88,21 +81,29 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
             _keep(folder, versions, rounds)
         spent = {name: tally.report(name) for name in ("proposer", "judge")}
     final = {subject.prompt_id: subject.rubric for subject in done.subjects}
-    write_prompts(folder / PROMPTS, [_with_rubric(record, final) for record in prompts])
+    prompts = [
+        record.model_copy(update={"rubric": final.get(record.prompt_id, record.rubric)}) for record in attached.prompts
+    ]
+    write_prompts(folder / PROMPTS, prompts)
     write_judged(folder / RESPONSES, with_rubrics(records, final))
     report = {
         "proposer": proposer.name,
         "template": proposer.template,
         "ranker": ranker.name,
         "data": str(config.data),
-        "own_rubric": own,
+        "own_rubric": attached.own,
+        "without_rubric": attached.without,  # prompts, which are left out
+        "without_pool": len(prompts) - attached.without - len(done.subjects),
         "rounds": rounds,
         "masked": dict(ranker.masked),  # verdicts, each time that a response was scored
         "spent": spent,
     }
     write_json(folder / REPORT, report)
     plot(folder / PLOT, rounds)
-    Console().print(table(rounds))
+    console = Console()
+    console.print(table(rounds))
+    for note in notes(report):
+        console.print(Text(note))
     return report
 
 
@@ -122,32 +123,6 @@ def _settings(config: RefineConfig) -> Settings:
         )
     named = frozenset(name.strip() for name in (config.generators or "").split(",") if name.strip())
     return Settings(config.pool, config.top, named, config.tie, config.seed)
-
-
-def _start(config: RefineConfig) -> tuple[list[PromptRecord], list[JudgedResponse], int]:
-    """The prompts, their responses under the rubrics to start from, and how many prompts keep their responses' own."""
-    records = load_data(config.data)
-    prompts = load_prompts(config.data)[: config.limit]
-    wanted = {record.prompt_id: record for record in prompts}
-    rubrics: dict[str, Rubric] = {}
-    if config.rubrics is not None:
-        for record in load_prompts(config.rubrics):
-            if record.prompt_id not in wanted or record.rubric is None:
-                continue
-            if record.prompt != wanted[record.prompt_id].prompt:
-                raise UserError(
-                    f"{config.rubrics}: prompt {record.prompt_id!r} has another text in {config.data}; rename one"
-                )
-            rubrics[record.prompt_id] = record.rubric
-        if not rubrics:
-            raise UserError(f"{config.rubrics}: has no rubric for any prompt of {config.data}; give another file")
-    started = with_rubrics([record for record in records if record.prompt_id in wanted], rubrics)
-    check_verifiers(started)
-    return [_with_rubric(record, rubrics) for record in prompts], started, len(prompts) - len(rubrics)
-
-
-def _with_rubric(record: PromptRecord, rubrics: dict[str, Rubric]) -> PromptRecord:
-    return record.model_copy(update={"rubric": rubrics.get(record.prompt_id, record.rubric)})
 
 
 def _before_rounds(
@@ -270,6 +245,23 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
             "\n".join(f"{name} {count}" for name, count in list(row["best"].items())[:3]),
         )
         found.add_row(*map(Text, cells))
+    return found
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """What the table does not tell: prompts that took no part, and those that ran out of responses to show."""
+    found = []
+    if report["without_rubric"]:
+        found.append(f"prompts left out, as they have no rubric to start from: {report['without_rubric']}")
+    if report["without_pool"]:
+        found.append(f"prompts left out, as their pool has no response with a reward: {report['without_pool']}")
+    rounds = report["rounds"][1:]
+    if out := [row for row in rounds if row["ran_out"]]:
+        when = ", ".join(f"{row['ran_out']} of {row['prompts']} prompts in round {row['round']}" for row in out)
+        found.append(
+            f"fewer than two responses left to show: {when}. {len(rounds)} rounds want {2 * len(rounds)} different "
+            "responses in a prompt's pool: give more responses, raise --top, or ask for fewer --rounds"
+        )
     return found
 
 

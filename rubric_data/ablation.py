@@ -71,10 +71,11 @@ def leave_out(
 
 
 def ablate(arrays: JudgedArrays, *, progress: bool = False) -> list[dict[str, Any]]:
-    """A row for each question, the worst first: what is better without it, by people if they were asked.
+    """A row for each question, over the responses whose rubric asks it; what is better without it, the worst first.
 
     Order: gain in pair accuracy against the first reference that knows pairs, then fewer ties at the top, then more
-    discrimination between the two best.
+    discrimination between the two best. Where people order some pairs, questions they say nothing about follow the
+    others; what changes none of the three comes last.
     """
     rewards_B, without_BK = arrays.rewards(arrays.value_BK), arrays.rewards_without()
     references = {"preference": arrays.preference_B, "human": arrays.rewards(arrays.human_BK)}
@@ -104,7 +105,8 @@ def ablate(arrays: JudgedArrays, *, progress: bool = False) -> list[dict[str, An
             }
             | found
         )
-    return sorted(rows, key=_badness)
+    asked_people = any(row["pair_accuracy"] for row in rows)
+    return sorted(rows, key=lambda row: _badness(row, asked_people))
 
 
 def run_ablate(config: AblateConfig) -> dict[str, Any]:
@@ -136,10 +138,11 @@ def run_ablate(config: AblateConfig) -> dict[str, Any]:
     return report
 
 
-def _badness(row: Mapping[str, Any]) -> tuple:
+def _badness(row: Mapping[str, Any], asked_people: bool) -> tuple:
     gains = [one["change"] for one in row["pair_accuracy"].values()]
-    ties, discrimination = row["top_ties"]["change"], row["discrimination"]["change"]
-    return (-gains[0] if gains else 0.0, ties or 0.0, -(discrimination or 0.0), row["text"])
+    ties, discrimination = (row[name]["change"] or 0.0 for name in ("top_ties", "discrimination"))
+    worse = (-gains[0] if gains else 0.0, ties, -discrimination)
+    return (not any(worse), asked_people and not gains, *worse, row["text"])
 
 
 def _change(before: float, after: float) -> Change:
@@ -151,23 +154,28 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _print(report: Mapping[str, Any], path: str) -> None:
+    known = {name: value for name, value in report["pair_accuracy"].items() if value is not None}
+
     def cells(row: Mapping[str, Any]) -> list[str]:
         gains = [shown(one["change"], signed=True) for one in row["pair_accuracy"].values()] or [shown(None)]
         return [
             row["text"],
             str(row["prompts"]),
-            gains[0],
+            *(gains[:1] if known else []),
             shown(row["top_ties"]["change"], signed=True),
             shown(row["discrimination"]["change"], signed=True),
             shown(row["redundancy"], signed=True),
         ]
 
-    known = {name: value for name, value in report["pair_accuracy"].items() if value is not None}
+    rows = report["by_criterion"][:_SHOWN]
     accuracy = "".join(f"pair accuracy against {name} {shown(value)}, " for name, value in known.items())
     print_table(
-        f"Without a criterion: the worst of {report['criteria']} first",
-        ("criterion", "prompts", "accuracy", "top ties", "top gap", "redundancy"),
-        [cells(row) for row in report["by_criterion"][:_SHOWN]],
-        f"with all: {accuracy}top ties {shown(report['top_ties'])}, top gap {shown(report['discrimination'])}\n"
+        f"What changes without a criterion, on the prompts that ask it: {len(rows)} of {report['criteria']} criteria",
+        ("criterion", "prompts", *(["accuracy"] if known else []), "top ties", "top gap", "redundancy"),
+        [cells(row) for row in rows],
+        f"in the order of {'accuracy gained, then of ' if known else ''}ties lost, then of gap gained; what changes "
+        "nothing comes last\n"
+        f"with all criteria, on all {report['prompts']} prompts: {accuracy}top ties {shown(report['top_ties'])}, "
+        f"top gap {shown(report['discrimination'])}\n"
         f"report: {path}",
     )

@@ -140,7 +140,7 @@ class GenerateConfig(EndpointConfig):
 
     output: str  # run folder; prompts.jsonl, versions.jsonl and report.json are written into it
     model: str  # the proposer: its name at the endpoint
-    data: str = "builtin"  # prompts (.jsonl); of 'builtin' or a file of responses, each prompt counts once
+    data: str = "builtin"  # prompts (.jsonl); of a file of responses, with rubrics or without, each prompt counts once
     mode: Literal["json", "schema"] = "json"  # schema: the server enforces the reply's form
     checks: bool = False  # let the proposer answer criteria by programmatic checks (docs/data.md)
     max_failed: float = 0.5  # stop with advice if a larger share of the proposals cannot be had or read
@@ -191,3 +191,13 @@ class LedgerVerifyConfig:
 
     ledger: str  # SQLite ledger; it is only read
     data: str | None = None  # 'builtin', or a .jsonl / .parquet file of responses with rubrics
+
+
+@dataclass
+class AttachConfig:
+    """Give responses the rubrics of a file of prompts."""
+
+    data: str  # responses (.jsonl or .parquet); those with a rubric get the other one in its place
+    rubrics: str  # prompts with rubrics, such as the prompts.jsonl of `rubric generate`; matched by prompt_id
+    output: str  # .jsonl or .parquet, for `judge` and all others that read responses with rubrics
+    overwrite: bool = False  # replace an existing output file

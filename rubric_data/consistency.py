@@ -105,6 +105,14 @@ def contradicted_prompts(arrays: JudgedArrays) -> list[dict[str, Any]]:
     ]
 
 
+def compared_prompts(arrays: JudgedArrays) -> int:
+    """How many prompts have two responses with rewards that people tell apart: only these can be contradicted."""
+    pairs = same_prompt_pairs(arrays.prompt_B)
+    known = ~np.isnan(orders(arrays.rewards(arrays.value_BK), pairs))
+    gold = orders(arrays.preference_B, pairs)
+    return len(np.unique(arrays.prompt_B[pairs.first_M[known & (np.abs(gold) > 0)]]))
+
+
 def run_consistency(config: ConsistencyConfig) -> dict[str, Any]:
     """Compare criteria and rubrics with preferences; write consistency.json and, if asked to, mended responses.
 
@@ -130,12 +138,14 @@ def run_consistency(config: ConsistencyConfig) -> dict[str, Any]:
     unwanted = {one.question: one.counts.share for one in findings if one.contradicts}
     left = remove(records, unwanted)
     after = JudgedArrays.of(left)
-    contradicted = contradicted_prompts(arrays)
+    contradicted, compared = contradicted_prompts(arrays), compared_prompts(arrays)
     report = {
         "data": config.data,
         "responses": len(records),
         "with_preference": int((~np.isnan(arrays.preference_B)).sum()),
         "prompts": len(arrays.prompts),
+        "compared_prompts": compared,
+        "without_preferences": len(arrays.prompts) - compared,
         "criteria": {
             "different": len(findings),
             "without_pairs": sum(not one.counts.agree + one.counts.disagree for one in findings),
@@ -206,6 +216,8 @@ def _print(report: Mapping[str, Any], path: str) -> None:
             for row in rows[:_SHOWN]
         ],
         f"rewards order people's pairs right: {shown(rubrics['before']['accuracy'])}, without these criteria "
-        f"{shown(rubrics['without_contradicting']['accuracy'])}; rubrics contradict people on "
-        f"{rubrics['contradicted_prompts']} of {report['prompts']} prompts\nreport: {path}",
+        f"{shown(rubrics['without_contradicting']['accuracy'])}\n"
+        f"rubrics contradict people on {rubrics['contradicted_prompts']} of {report['compared_prompts']} prompts; "
+        f"{report['without_preferences']} more have no two judged responses of different preference\n"
+        f"report: {path}",
     )

@@ -80,6 +80,12 @@ def commit(root: Path = _ROOT) -> dict[str, str | bool] | None:
         return None
 
 
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raise UserError if the file ``output`` is there and may not be replaced."""
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
+
+
 def start_run(
     output: str | Path, config: dict[str, Any], *, resume: bool | None = None, free: Collection[str] = ()
 ) -> Path:

@@ -16,12 +16,12 @@ from rubric_data.files import start_run, write_json
 from rubric_data.io import load_prompts, write_prompts
 from rubric_data.judges import reason_kind
 from rubric_data.lint import lint_prompts
-from rubric_data.proposer import Proposal, Proposer, Request, generate_prompt
+from rubric_data.proposer import JOURNAL, Proposal, Proposer, Request, generate_prompt
 from rubric_data.records import PromptRecord
 from rubric_data.spending import tallied
-from rubric_data.versions import Journal, Version, write_versions
+from rubric_data.versions import Version, write_versions
 
-JOURNAL, VERSIONS, PROMPTS, REPORT = "proposals.jsonl", "versions.jsonl", "prompts.jsonl", "report.json"
+VERSIONS, PROMPTS, REPORT = "versions.jsonl", "prompts.jsonl", "report.json"
 
 
 def run_generate(config: GenerateConfig) -> dict[str, Any]:
@@ -37,17 +37,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     endpoint = open_endpoint(config)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=FREE | {"max_failed", "retry"})
     with tallied(folder, void={JOURNAL}, proposer=lambda: endpoint.spent) as tally:
-        proposer = Proposer(
-            config.model,
-            endpoint,
-            Journal(folder / JOURNAL),
-            task="generate",
-            mode=config.mode,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            checks=config.checks,
-            retry=config.retry,
-        )
+        proposer = Proposer.of(config, endpoint, folder, task="generate", retry=config.retry)
         requests = [Request(generate_prompt(record.prompt, proposer.checks)) for record in prompts]
         proposals = proposer.propose(requests, max_failed=config.max_failed, progress="writing rubrics")
         spent = tally.report("proposer")

@@ -1,8 +1,8 @@
 """Judged responses in files: JSONL and Parquet, both ways. Owns the file formats and what is said about bad files.
 
 Prompts that nobody responded to yet are JSONL as well, one `PromptRecord` a line. JSONL of responses holds one
-`JudgedResponse` a line, its rubric inline. Parquet holds one response a row, and in the column ``criteria`` each
-criterion beside its verdict. What a record means is `rubric_data.records`.
+`JudgedResponse` a line, its rubric inline; where rubrics are still to come, one `Response`. Parquet holds one response
+a row, and in the column ``criteria`` each criterion beside its verdict. What a record means is `rubric_data.records`.
 """
 
 import difflib
@@ -20,12 +20,14 @@ from pydantic import ValidationError
 
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, write_text
-from rubric_data.records import Criterion, JudgedResponse, PromptRecord, Record, Rubric, Verdict
+from rubric_data.records import Criterion, JudgedResponse, PromptRecord, Record, Response, Rubric, Verdict
 
 R = TypeVar("R", bound=Record)
+Answered = TypeVar("Answered", bound=Response)
 
 BUILTIN = "builtin"
 _SUFFIXES = (".jsonl", ".parquet")
+_ADD_RUBRIC = "add it, or take the rubrics of a file of prompts by 'rubric-rm rubric attach'"
 
 # Every struct field is always written, so Arrow has nothing to fill in; levels and verifiers are ragged by
 # nature and travel as JSON text.
@@ -79,10 +81,18 @@ def read_judged(path: str | Path) -> list[JudgedResponse]:
     From Parquet, verdicts come in the rubric's order. A human verdict without a judge's comes as a
     masked verdict. Raises UserError naming file, line or row, field and remedy.
     """
-    path = Path(path)
+    return _read(Path(path), JudgedResponse)
+
+
+def load_responses(name: str | Path) -> Sequence[Response]:
+    """The responses that `load_data` reads, and those that have no rubric yet."""
+    return load_data(name) if str(name) == BUILTIN else _read(Path(name), Response)
+
+
+def _read(path: Path, kind: type[Answered]) -> list[Answered]:
     suffix = _existing(path)
     with _readable(path):
-        placed = list(_read_jsonl(path, JudgedResponse) if suffix == ".jsonl" else _read_parquet(path))
+        placed = list(_read_jsonl(path, kind) if suffix == ".jsonl" else _read_parquet(path, kind))
     if not placed:
         raise UserError(f"{path}: holds no responses; give a file with at least one")
     _check_ids(placed)
@@ -90,34 +100,52 @@ def read_judged(path: str | Path) -> list[JudgedResponse]:
 
 
 def load_prompts(name: str | Path) -> list[PromptRecord]:
-    """The different prompts of a file of prompts (.jsonl), or of anything that `load_data` reads, in their order.
+    """The different prompts of a file of prompts (.jsonl), or of responses, in their order; some may have no rubric.
 
     Raises UserError on a bad file, and if one prompt_id stands for two texts or two rubrics.
     """
-    return load_prompts_and_responses(name)[0]
+    if _holds_prompts(name):
+        return _read_prompts(Path(name))
+    return prompts_of(name, load_responses(name))
 
 
 def load_prompts_and_responses(name: str | Path) -> tuple[list[PromptRecord], list[JudgedResponse]]:
-    """What `load_prompts` finds, and the responses beside it: none in a file of prompts."""
-    path, responses = Path(name), list[JudgedResponse]()
-    if str(name) != BUILTIN and _existing(path) == ".jsonl" and not _holds_responses(path):
-        with _readable(path):
-            placed = list(_read_jsonl(path, PromptRecord))
-    else:
-        responses = load_data(name)
-        shared = ("prompt_id", "prompt", "rubric", "split", "source", "licence")
-        placed = [
-            (f"{name}: response {record.response_id!r}", PromptRecord(**{key: getattr(record, key) for key in shared}))
-            for record in responses
-        ]
+    """What `load_prompts` finds, and the responses beside it, which have rubrics: none in a file of prompts."""
+    if _holds_prompts(name):
+        return _read_prompts(Path(name)), []
+    responses = load_data(name)
+    return prompts_of(name, responses), responses
+
+
+def _holds_prompts(name: str | Path) -> bool:
+    path = Path(name)
+    return str(name) != BUILTIN and _existing(path) == ".jsonl" and not _holds_responses(path)
+
+
+def _read_prompts(path: Path) -> list[PromptRecord]:
+    with _readable(path):
+        found = _different(_read_jsonl(path, PromptRecord))
+    if not found:
+        raise UserError(f"{path}: holds no prompts; give a file with at least one")
+    return found
+
+
+def prompts_of(name: str | Path, responses: Iterable[Response]) -> list[PromptRecord]:
+    """The different prompts of ``responses``, which are those of the file ``name``. Raises UserError on a clash."""
+    shared = PromptRecord.model_fields
+    return _different(
+        (f"{name}: response {record.response_id!r}", PromptRecord(**{key: getattr(record, key) for key in shared}))
+        for record in responses
+    )
+
+
+def _different(placed: Iterable[tuple[str, PromptRecord]]) -> list[PromptRecord]:
     found: dict[str, PromptRecord] = {}
     for where, record in placed:
         first = found.setdefault(record.prompt_id, record)
         if (first.prompt, first.rubric) != (record.prompt, record.rubric):
             raise UserError(f"{where}: prompt_id {record.prompt_id!r} has another prompt or rubric before; rename it")
-    if not found:
-        raise UserError(f"{path}: holds no prompts; give a file with at least one")
-    return list(found.values()), responses
+    return list(found.values())
 
 
 def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> None:
@@ -163,7 +191,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({reason}); check the file") from None
 
 
-def _check_ids(placed: Iterable[tuple[str, JudgedResponse]]) -> None:
+def _check_ids(placed: Iterable[tuple[str, Response]]) -> None:
     """Raise UserError at the first response_id that comes twice, and at the first prompt_id of a second text."""
     responses: dict[str, str] = {}
     prompts: dict[str, tuple[str, str]] = {}
@@ -187,7 +215,18 @@ def _read_jsonl(path: Path, kind: type[R]) -> Iterator[tuple[str, R]]:
     for where, fields in read_lines(path):
         if isinstance(fields.get("rubric"), dict):
             fields["rubric"] = pool.intern(fields["rubric"], where, prefix=("rubric",))
+        if issubclass(kind, Response):
+            _check_answered(fields, where, with_rubric=kind is JudgedResponse)
         yield where, _build(kind, fields, where)
+
+
+def _check_answered(fields: Mapping[str, Any], where: str, *, with_rubric: bool) -> None:
+    """Raise UserError on a prompt in the place of a response, and where a rubric is wanted, on a lack of it."""
+    if {"prompt_id", "prompt"} <= fields.keys() and not fields.keys() & {"response_id", "response"}:
+        raise UserError(f"{where}: is a prompt without a response; give 'response_id' and 'response' with it")
+    misspelt = difflib.get_close_matches("rubric", fields.keys() - {"rubric"}, n=1)
+    if with_rubric and fields.get("rubric") is None and not misspelt:
+        raise UserError(f"{where}: field rubric: is missing; {_ADD_RUBRIC}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -219,22 +258,27 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {message}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: holds {_short(fields)}, not an object; write one JSON object a line")
-    if b"\\ud" in line.lower():  # half a character, which no file, ledger or model can hold
-        try:
-            json.dumps(fields, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise UserError(f"{where}: holds half a character ({half} without its other half); correct it") from None
+    if b"\\ud" in line.lower():  # the only way to write one
+        check_characters(fields, where)
     return fields
+
+
+def check_characters(value: Any, where: str) -> None:
+    """Raise UserError if a text within ``value`` holds half a character, which no file, ledger or model can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False, skipkeys=True, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(f"{where}: holds half a character ({half} without its other half); correct it") from None
 
 
 # --- Parquet -------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, JudgedResponse]]:
+def _read_parquet(path: Path, kind: type[Answered]) -> Iterator[tuple[str, Answered]]:
     pool = _RubricPool()
-    for where, row in read_table(path, check=lambda schema: _check_columns(schema, str(path))):
-        yield where, _from_row(row, where, pool)
+    for where, row in read_table(path, check=lambda schema: _check_columns(schema, str(path), kind)):
+        yield where, _from_row(row, where, pool, kind)
 
 
 def read_table(path: Path, *, check: Callable[[pa.Schema], None] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -245,7 +289,7 @@ def read_table(path: Path, *, check: Callable[[pa.Schema], None] | None = None) 
                 check(file.schema_arrow)
             number = 0
             for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                for row in _rows(batch, path, number):
                     number += 1
                     yield f"{path}: row {number}", row
     except pa.ArrowException as error:
@@ -253,9 +297,25 @@ def read_table(path: Path, *, check: Callable[[pa.Schema], None] | None = None) 
         raise UserError(f"{path}: not a readable Parquet file ({reason}); copy or write it again") from None
 
 
-def _check_columns(schema: pa.Schema, name: str) -> None:
+def _rows(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of ``batch``, which ``before`` rows of the file stand before. Raises UserError on what is no text."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            fault = f"{path}: row {before + 1}: not text in UTF-8 ({error.reason}, bytes {error.object[:20].hex(' ')})"
+            raise UserError(f"{fault}; correct it") from None
+        return [row for place in range(batch.num_rows) for row in _rows(batch.slice(place, 1), path, before + place)]
+
+
+def _check_columns(schema: pa.Schema, name: str, kind: type[Response]) -> None:
     """Names only: what is in the columns is checked row by row, where a message can say the row."""
-    _check_names(schema.names, SCHEMA.names, _OPTIONAL, f"{name}: column")
+    if "criteria" not in schema.names and kind is JudgedResponse:
+        found = f"the file has {', '.join(schema.names)}"
+        raise UserError(f"{name}: column 'criteria' is missing; {found}; {_ADD_RUBRIC}")
+    _check_names(schema.names, SCHEMA.names, _OPTIONAL | {"criteria"}, f"{name}: column")
+    if "criteria" not in schema.names:
+        return
     criteria = schema.field("criteria").type
     lists = pa.types.is_list(criteria) or pa.types.is_large_list(criteria)
     if not (lists and pa.types.is_struct(criteria.value_type)):
@@ -274,8 +334,8 @@ def _check_names(names: Sequence[str], known: Sequence[str], optional: set[str],
             raise UserError(f"{where} {name!r} is not known{_did_you_mean(name, known)}; drop or rename it")
 
 
-def _from_row(row: dict[str, Any], where: str, pool: "_RubricPool") -> JudgedResponse:
-    items = row.pop("criteria")
+def _from_row(row: dict[str, Any], where: str, pool: "_RubricPool", kind: type[Answered]) -> Answered:
+    items = row.get("criteria")
     for index, item in enumerate(items or []):
         if item is None:
             raise UserError(f"{where}: field criteria.{index}: is null; drop it or fill it in")
@@ -286,7 +346,7 @@ def _from_row(row: dict[str, Any], where: str, pool: "_RubricPool") -> JudgedRes
         "prompt": row["prompt"],
         "response_id": row["response_id"],
         "response": row["response"],
-        "rubric": pool.intern({"criteria": questions}, where, names=_PARQUET_NAMES),
+        "rubric": None if items is None else pool.intern({"criteria": questions}, where, names=_PARQUET_NAMES),
         "verdicts": tuple(verdict for verdict in found if verdict is not None),
         "split": row.get("split"),
         "preference": row.get("preference"),
@@ -294,7 +354,9 @@ def _from_row(row: dict[str, Any], where: str, pool: "_RubricPool") -> JudgedRes
     for column, field in (("model", "generator"), ("source", "source"), ("licence", "licence")):
         if row.get(column) is not None:
             fields[field] = row[column]
-    return _build(JudgedResponse, fields, where, names=_PARQUET_NAMES)
+    if items is None and kind is JudgedResponse:
+        raise UserError(f"{where}: column 'criteria' is null; {_ADD_RUBRIC}")
+    return _build(kind, fields, where, names=_PARQUET_NAMES)
 
 
 def _question(item: dict[str, Any], where: str, index: int) -> dict[str, Any]:
@@ -311,9 +373,12 @@ def _question(item: dict[str, Any], where: str, index: int) -> dict[str, Any]:
 
 def _parse_cell(text: Any, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (TypeError, ValueError):
         raise UserError(f"{where}: must be JSON text, got {_short(text)}; correct it") from None
+    if "\\ud" in text.lower():
+        check_characters(value, where)
+    return value
 
 
 def _verdict(item: dict[str, Any], where: str, index: int) -> Verdict | None:
@@ -434,7 +499,9 @@ def explain(
     if first["type"] == "value_error":
         return f"{field}{first['ctx']['error']}; correct it"
     problem = first["msg"].replace("Input should be", "must be")
-    return f"{field}{problem}, got {_short(first['input'])}; correct it"
+    quoted = first["type"] == "float_type" and isinstance(first["input"], str)
+    remedy = "write a number, without quotation marks" if quoted else "correct it"
+    return f"{field}{problem}, got {_short(first['input'])}; {remedy}"
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

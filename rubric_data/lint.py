@@ -22,7 +22,8 @@ from rich.text import Text
 from rubric_data.config import LintConfig
 from rubric_data.errors import UserError
 from rubric_data.files import write_json
-from rubric_data.io import load_data, load_prompts
+from rubric_data.io import load_prompts
+from rubric_data.programmatic import load_verdicts
 from rubric_data.records import Criterion, JudgedResponse, PromptRecord, Rubric
 
 Severity = Literal["error", "warning"]
@@ -285,19 +286,24 @@ def lint_verdicts(records: Iterable[JudgedResponse]) -> list[Finding]:
 
     The share is the mean verdict, masked ones left out; criteria with fewer than `MIN_VERDICTS` are not reported.
     """
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for record in records:
-        for verdict in record.verdicts:
-            if verdict.value is not None:
-                values[record.prompt_id, verdict.criterion_id].append(verdict.value)
     found = []
-    for (prompt_id, criterion_id), answers in values.items():
+    for (prompt_id, criterion_id), answers in _answers(records).items():
         share = float(np.mean(answers))
         if len(answers) >= MIN_VERDICTS and not HARD <= share <= EASY:
             advice = "demand more" if share > EASY else "demand less, or drop it"
             message = f"met by {share:.0%} of {len(answers)} responses, so it tells few apart: {advice}"
             found.append(Finding(prompt_id, criterion_id, "pass-share", "warning", message))
     return found
+
+
+def _answers(records: Iterable[JudgedResponse]) -> dict[tuple[str, str], list[float]]:
+    """The values of verdicts by prompt and criterion, masked ones left out."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records:
+        for verdict in record.verdicts:
+            if verdict.value is not None:
+                values[record.prompt_id, verdict.criterion_id].append(verdict.value)
+    return values
 
 
 def run_lint(config: LintConfig) -> dict[str, Any]:
@@ -310,8 +316,13 @@ def run_lint(config: LintConfig) -> dict[str, Any]:
         raise UserError(f"{config.output}: exists already; choose another --output")
     prompts = load_prompts(config.data)
     found = lint_prompts(prompts, overlap=config.overlap, max_weight=config.max_weight)
+    shares = {}
     if config.verdicts is not None:
-        found += lint_verdicts(load_data(config.verdicts))
+        judged = load_verdicts(config.verdicts)
+        found += lint_verdicts(judged)
+        answered = [len(answers) for answers in _answers(judged).values()]
+        enough = sum(count >= MIN_VERDICTS for count in answered)
+        shares = {"pass_share": {"looked_at": enough, "too_few_verdicts": len(answered) - enough}}
     rubrics = {record.prompt_id: record.rubric for record in prompts if record.rubric is not None}
     report = {
         "rubrics": len(rubrics),
@@ -319,6 +330,7 @@ def run_lint(config: LintConfig) -> dict[str, Any]:
         "without_rubric": len(prompts) - len(rubrics),
         "findings": len(found),
         "by_rule": dict(Counter(finding.rule for finding in found).most_common()),
+        **shares,
     }
     if config.output is not None:
         write_json(config.output, report | {"findings": [asdict(finding) for finding in found]})

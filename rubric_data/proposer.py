@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ from rubric_data.verifiers import LIBRARY, describe_checks, prepare
 from rubric_data.versions import Journal
 
 Task = Literal["generate", "refine"]
+JOURNAL = "proposals.jsonl"  # in a run folder
 _TEMPLATES: dict[Task, tuple[str, ...]] = {
     task: (f"rubric_{task}_v1.jinja", "rubric_rules_v1.jinja", "judge_repair_v1.jinja")
     for task in ("generate", "refine")
@@ -70,6 +72,16 @@ class _Reply:
     tokens: tuple[int, int]
 
 
+class ProposerOptions(Protocol):
+    """The options of every command that asks for rubrics."""
+
+    model: str
+    mode: Literal["json", "schema"]
+    temperature: float | None
+    max_tokens: int | None
+    checks: bool
+
+
 class Proposer:
     """Asks a model behind ``endpoint`` for rubrics; replies are kept in ``journal`` as they come in.
 
@@ -102,6 +114,23 @@ class Proposer:
         self._again = "resume with --retry true" if task == "generate" else "resume"
         self._retry = retry
         self._kept = _replies_by_key(journal)
+
+    @classmethod
+    def of(
+        cls, config: ProposerOptions, endpoint: Endpoint, folder: Path, *, task: Task, retry: bool = False
+    ) -> "Proposer":
+        """The proposer that ``config`` describes, whose journal is in the run folder ``folder``."""
+        return cls(
+            config.model,
+            endpoint,
+            Journal(folder / JOURNAL),
+            task=task,
+            mode=config.mode,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            checks=config.checks,
+            retry=retry,
+        )
 
     def propose(
         self, requests: Sequence[Request], *, max_failed: float = 1.0, progress: str | None = None

@@ -8,11 +8,12 @@ import hashlib
 import json
 import math
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, Strict, model_validator
 
 Split = Literal["train", "validation", "test"]
+Number = Annotated[float, Strict()]  # "2.0" and true are none
 
 
 class Record(BaseModel):
@@ -45,7 +46,7 @@ class Criterion(Record):
 
     id: str
     text: str
-    weight: float = 1.0
+    weight: Number = 1.0
     levels: tuple[Level, ...] = ()
     veto: bool = False
     tags: tuple[str, ...] = ()
@@ -98,11 +99,11 @@ class Verdict(Record):
     """
 
     criterion_id: str
-    value: float | None = None
+    value: Number | None = None
     masked: str | None = None  # why there is no value, e.g. "parse_failure: ..."
     judge: str = ""
-    human: float | None = None  # a human's answer to the same question, where there is one
-    count: float = 1.0  # how many independent answers ``value`` is worth: votes and judges raise it
+    human: Number | None = None  # a human's answer to the same question, where there is one
+    count: Number = 1.0  # how many independent answers ``value`` is worth: votes and judges raise it
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -129,26 +130,26 @@ class PromptRecord(Record):
     licence: str = ""  # of the source, as its publisher names it
 
 
-class JudgedResponse(Record):
-    """One response to one prompt, its rubric, and the verdicts so far (none before judging)."""
+class Response(Record):
+    """One response to one prompt, with its rubric once it has one, and the verdicts so far (none before judging)."""
 
     prompt_id: str
     prompt: str
     response_id: str
     response: str
-    rubric: Rubric
+    rubric: Rubric | None = None
     generator: str = "unknown"  # who wrote the response
     verdicts: tuple[Verdict, ...] = ()
     split: Split | None = None
     source: str = ""
     licence: str = ""  # of the source, as its publisher names it
-    preference: float | None = None  # people's, comparable among a prompt's responses: higher is preferred
+    preference: Number | None = None  # people's, comparable among a prompt's responses: higher is preferred
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.preference is not None and not math.isfinite(self.preference):
             raise ValueError(f"response {self.response_id!r}: preference must be finite, got {self.preference}")
-        known = {criterion.id for criterion in self.rubric.criteria}
+        known = {criterion.id for criterion in self.rubric.criteria} if self.rubric else set()
         seen: set[str] = set()
         for verdict in self.verdicts:
             if verdict.criterion_id not in known:
@@ -159,6 +160,12 @@ class JudgedResponse(Record):
                 raise ValueError(f"response {self.response_id!r}: two verdicts on {verdict.criterion_id!r}")
             seen.add(verdict.criterion_id)
         return self
+
+
+class JudgedResponse(Response):
+    """A response that can be judged: it has a rubric."""
+
+    rubric: Rubric
 
     def values(self) -> list[float]:
         """Verdict values in the rubric's order, (K,); NaN where masked or not judged."""

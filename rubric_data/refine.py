@@ -11,12 +11,13 @@ the *gap* is the best reward minus the second best, and there is a *tie at the t
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from rubric_data.attaching import with_rubrics
 from rubric_data.judges import reason_kind
 from rubric_data.lint import lint_rubric
 from rubric_data.proposer import Proposal, Proposer, Request, refine_prompt
@@ -270,22 +271,13 @@ def replayed(subjects: Sequence[Subject], versions: Sequence[Version], rank: Ran
     ]
 
 
-def with_rubrics(records: Sequence[JudgedResponse], rubrics: Mapping[str, Rubric]) -> list[JudgedResponse]:
-    """``records`` with the rubric that ``rubrics`` has for their prompt; verdicts of another rubric are dropped."""
-    return [
-        record.model_copy(update={"rubric": rubrics[record.prompt_id], "verdicts": ()})
-        if record.prompt_id in rubrics and rubrics[record.prompt_id].id != record.rubric.id
-        else record
-        for record in records
-    ]
-
-
 def summary(number: int, done: Round, settings: Settings) -> dict[str, Any]:
     """The numbers after a round, over all prompts and their whole pools; round 0 is the start.
 
     ``ties``: share of prompts with a tie at the top; ``discrimination``: mean gap. Both over the ``compared`` prompts,
     which have two scored responses or more, and None if there are none. ``best``: how often each generator supplied
-    one of the two best. ``refused``: by kind of reason. ``tokens_in``, ``tokens_out``: of the replies that came.
+    one of the two best. ``ran_out``: prompts with fewer than two responses left to show, so that nothing was asked for
+    them. ``refused``: by kind of reason. ``tokens_in``, ``tokens_out``: of the replies that came.
     """
     compared = [subject for subject in done.subjects if not math.isnan(subject.gap)]
     best = Counter(record.generator for subject in compared for record in subject.best(settings.seed)[:2])
@@ -298,6 +290,7 @@ def summary(number: int, done: Round, settings: Settings) -> dict[str, Any]:
         "discrimination": float(np.mean([subject.gap for subject in compared])) if compared else None,
         "criteria": float(np.mean([len(subject.rubric.criteria) for subject in done.subjects])),
         "asked": len(done.versions) if number else 0,
+        "ran_out": len(done.subjects) - len(done.versions) if number else 0,
         "accepted": sum(version.accepted for version in done.versions) if number else 0,
         "refused": dict(sorted(refused.items())),
         "best": dict(best.most_common()),

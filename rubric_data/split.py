@@ -50,28 +50,32 @@ def assign_splits(
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int = 0,
     shared_rubrics: bool = False,
+    name: str = "data",
 ) -> list[Prompted]:
     """``records`` in their order, each with a split; groups of prompts (see `prompt_groups`) stay whole.
 
     ``fractions`` of the prompts go to train, validation and test, as near as whole groups allow, and every
     split with a positive fraction gets at least one group. Groups are taken by the rank of a SHA-256 of the
     seed and their first prompt id, so the order of the records plays no part. Records that all carry a
-    split keep it. Raises UserError if only some do, or if there are too few groups.
+    split keep it. Raises UserError if only some do, or if there are too few groups; ``name`` says whose records.
     """
     records = list(records)
     carried = sum(record.split is not None for record in records)
     if carried:
         if carried < len(records):
             raise UserError(
-                f"data: {carried} of {len(records)} responses carry a split; give every response one, or none at all"
+                f"{name}: {carried} of {len(records)} records carry a split; give every record one, or none at all"
             )
         return records
     quotas = _quotas(fractions)
     groups = prompt_groups(records, shared_rubrics=shared_rubrics)
     if len(groups) < len(quotas):
+        shared = "id or text" if shared_rubrics else "id, text or rubric"
+        more = len(prompt_groups(records, shared_rubrics=True)) >= len(quotas) and not shared_rubrics
+        allow = ", or let prompts of one rubric part by 'rubric-rm data split --shared_rubrics true'" if more else ""
         raise UserError(
-            f"data: cannot be split, {len(groups)} group(s) of prompts share no id, text or rubric and {len(quotas)} "
-            f"are needed; add prompts, set 'split' on every response, or allow shared rubrics"
+            f"{name}: cannot be split: prompts that share an {shared} stay together, which leaves {len(groups)} "
+            f"group(s) where {len(quotas)} are needed; add prompts, or set 'split' on every record{allow}"
         )
     ranked = sorted(groups, key=lambda group: content_hash([seed, group[0]]))
     split_of = _fill(ranked, quotas)
@@ -127,7 +131,7 @@ def _quotas(fractions: Sequence[float]) -> dict[Split, float]:
     valid = len(fractions) == len(SPLITS) and all(0 <= fraction <= 1 for fraction in fractions)
     if not (valid and math.isclose(sum(fractions), 1)):
         raise UserError(
-            f"fractions: need three shares in [0, 1] that add up to 1, got {tuple(fractions)}; correct them"
+            f"train, validation, test: need shares in [0, 1] that add up to 1, got {tuple(fractions)}; correct them"
         )
     by_size = sorted(zip(SPLITS, fractions, strict=True), key=lambda pair: pair[1])
     return {split: fraction for split, fraction in by_size if fraction > 0}

@@ -196,7 +196,10 @@ COMMAND_LINE_FAULTS = [
     ("train --output x --dtype half", "option '--dtype' must be one of auto, float32, bfloat16, got 'half'"),
     ("train --output x --resume maybe", "option '--resume' must be true or false, got 'maybe'"),
     ("demo --policy.eval_prompts x", "option '--policy.eval_prompts' must be a whole number, or null, got 'x'"),
-    ("data merge --output x --data a,b", "option '--data' must be a list such as [a, b], got 'a,b'"),
+    (
+        "data merge --output x --data a,b",
+        "option '--data' must be a list such as [a, b], got 'a,b'; write --data '[a, b]', quotation marks included",
+    ),
     ("data merge --output x --data", "option '--data' must be a list such as [a, b], got nothing"),
     (
         "data merge --output x",

@@ -16,6 +16,7 @@ from rubric_data.formats import (
 )
 from rubric_data.formats.base import Format
 
+OWN = "rubric-rm"  # our own format
 FORMATS: dict[str, Format] = {
     "autorubric": autorubric.FORMAT,
     "chasing-tail": chasing_tail.FORMAT,

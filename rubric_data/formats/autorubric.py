@@ -28,7 +28,7 @@ from rubric_data.formats.base import (
     unique_ids,
     with_rubric,
 )
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rubric_data.records import Criterion, JudgedResponse, Number, Rubric, Verdict
 
 _JUDGE = "ground-truth"  # of verdicts that a file gives as its truth
 _ROUNDED = 0.01  # how far from an even step an option's value may lie: files write .33 and .67
@@ -38,14 +38,14 @@ _SHARED = ("prompt", "rubric", "reference_submission")  # what an item takes fro
 
 class _Option(Row):
     label: str
-    value: float
+    value: Number
     na: bool = False
 
 
 class _Item(Row):
     requirement: str
     name: str = ""
-    weight: float = 10.0
+    weight: Number = 10.0
     options: list[_Option] | None = None
 
 

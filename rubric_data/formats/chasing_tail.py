@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rubric_data.errors import UserError
 from rubric_data.formats.base import Answer, Example, Format, Placed, Row, make_rubric
-from rubric_data.records import Rubric, Verdict
+from rubric_data.records import Number, Rubric, Verdict
 
 _LISTS = ("results", "rubrics")  # where a document keeps its rows: scored responses, or rubrics alone
 _INVENTED = "Unknown criterion"  # the text that code gives to an answer on a criterion the rubric does not have
@@ -17,13 +17,13 @@ _INVENTED = "Unknown criterion"  # the text that code gives to an answer on a cr
 
 class _Item(Row):
     criterion: str
-    weight: float = 1.0
+    weight: Number = 1.0
     local_id: str = ""
 
 
 class _Answer(Row):
     answer: str = ""
-    weight: float = 1.0
+    weight: Number = 1.0
     criterion_text: str = ""
     found: bool = True
 

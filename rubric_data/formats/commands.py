@@ -14,15 +14,16 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rubric_data.config import DataExportConfig, DataImportConfig, DataSplitConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, start_run, write_json, write_text
-from rubric_data.formats import FORMATS
+from rubric_data.files import atomic_path, refuse_existing, start_run, write_json, write_text
+from rubric_data.formats import FORMATS, OWN
 from rubric_data.formats.base import Answer, Example, Group, Placed, SkipRow, Written, free_name, read_row
+from rubric_data.formats.guess import first_rows, guess_format
 from rubric_data.formats.source import is_dataset, read_rows
-from rubric_data.io import BUILTIN, load_prompts_and_responses, write_judged, write_prompts
+from rubric_data.io import BUILTIN, load_prompts_and_responses, prompts_of, write_judged, write_prompts
+from rubric_data.programmatic import load_verdicts
 from rubric_data.records import JudgedResponse, PromptRecord, content_hash
 from rubric_data.split import SPLITS, Prompted, assign_splits
 
-OWN = "rubric-rm"  # our own format
 _ROWS = (".jsonl", ".json", ".parquet")
 
 
@@ -115,9 +116,6 @@ def run_import(config: DataImportConfig) -> dict[str, Any]:
     else:
         imported, details = _import_foreign(config)
     prompts, responses = list(imported.prompts.values()), list(imported.responses.values())
-    if not prompts:
-        why = ", ".join(f"{reason} ({count})" for reason, count in imported.left_out.items()) or "no rows"
-        raise UserError(f"{config.input}: holds no prompt in format {config.format}: {why}; check --format")
     report = {
         "format": config.format,
         "input": config.input,
@@ -138,7 +136,10 @@ def run_import(config: DataImportConfig) -> dict[str, Any]:
 def _import_own(config: DataImportConfig) -> tuple[Imported, dict[str, Any]]:
     if config.input != BUILTIN and is_dataset(config.input):
         raise UserError(f"{config.input}: format {OWN} is read from a .jsonl or .parquet file; give one")
-    prompts, responses = load_prompts_and_responses(config.input)
+    try:
+        prompts, responses = load_prompts_and_responses(config.input)
+    except UserError as error:
+        raise UserError(f"{error}{_hint(config)}") from None
     if config.licence is not None:
         change = {"licence": config.licence}
         prompts = [prompt.model_copy(update=change) for prompt in prompts]
@@ -153,15 +154,20 @@ def _import_foreign(config: DataImportConfig) -> tuple[Imported, dict[str, Any]]
     form, imported = FORMATS[config.format], Imported()
     source = config.input if is_dataset(config.input) else form.source or config.input
     licence = form.licence if config.licence is None else config.licence
-    rows, ignored = 0, set[str]()
+    rows, ignored, first = 0, set[str](), None
     found = read_rows(config.input, unfold=form.unfold, subset=config.subset, hub_split=config.hub_split)
-    for where, row in _watched(found):
-        rows += 1
-        ignored |= row.keys() - form.row.model_fields.keys()
-        try:
-            imported.add(read_row(form, row, where), where, source=source, licence=licence)
-        except SkipRow as reason:
-            imported.leave_out(str(reason), where)
+    try:
+        for where, row in _watched(found):
+            rows += 1
+            first = row if first is None else first
+            ignored |= row.keys() - form.row.model_fields.keys()
+            try:
+                imported.add(read_row(form, row, where), where, source=source, licence=licence)
+            except SkipRow as reason:
+                imported.leave_out(str(reason), where)
+    except UserError as error:
+        raise UserError(f"{error}{_hint(config, first)}") from None
+    _check_prompts(config, imported, first)
     details = {
         "source": source,
         "rows": rows,
@@ -169,6 +175,23 @@ def _import_foreign(config: DataImportConfig) -> tuple[Imported, dict[str, Any]]
         "ignored_columns": sorted(ignored),
     }
     return imported, details
+
+
+def _check_prompts(config: DataImportConfig, imported: Imported, first: dict[str, Any] | None) -> None:
+    """Raise UserError if there is no prompt, or no rubric where another format would have some."""
+    hint = _hint(config, first) if not any(prompt.rubric for prompt in imported.prompts.values()) else ""
+    if imported.prompts and not hint:
+        return
+    what = "rubric" if imported.prompts else "prompt"
+    why = ", ".join(f"{reason} ({count})" for reason, count in imported.left_out.items()) or "no rows"
+    raise UserError(f"{config.input}: holds no {what} in format {config.format}: {why}; check --format{hint}")
+
+
+def _hint(config: DataImportConfig, first: dict[str, Any] | None = None) -> str:
+    """The end of a message: which other format the rows look like, if any. ``first``: one of them, if any was read."""
+    rows = [first] if first is not None else first_rows(config.input)
+    guess = next(filter(None, map(guess_format, rows)), None)
+    return f", or give --format {guess}, which it looks like" if guess not in (None, config.format) else ""
 
 
 def _watched(rows: Iterable[Placed]) -> Iterator[Placed]:
@@ -207,8 +230,12 @@ def run_export(config: DataExportConfig) -> dict[str, Any]:
     if form is not None and form.write is None:
         exporting = ", ".join([name for name, other in sorted(FORMATS.items()) if other.write] + [OWN])
         raise UserError(f"format: {config.format} is for import only; export to one of {exporting}")
-    _check_output(output, config.overwrite)
-    prompts, responses = load_prompts_and_responses(config.data)
+    refuse_existing(output, config.overwrite)
+    if config.format == "preferences" and config.by == "reward":
+        responses = load_verdicts(config.data)
+        prompts = prompts_of(config.data, responses)
+    else:
+        prompts, responses = load_prompts_and_responses(config.data)
     report: dict[str, Any] = {
         "format": config.format,
         "licences": _counted(prompt.licence or "unknown" for prompt in prompts),
@@ -243,7 +270,7 @@ def _write_content(output: Path, written: Written, data: str) -> None:
         empty = not content
     if empty:
         why = ", ".join(f"{reason} ({count})" for reason, count in sorted(written.left_out.items()))
-        raise UserError(f"{data}: nothing of it fits the format: {why}; export to another")
+        raise UserError(f"{data}: nothing of it fits the format: {why}; mend that, or choose another --format")
     if output.suffix == ".json":
         write_json(output, content)
     elif output.suffix == ".jsonl":
@@ -263,7 +290,7 @@ def run_split(config: DataSplitConfig) -> dict[str, Any]:
     groups of prompts, or if the output exists.
     """
     output = Path(config.output)
-    _check_output(output, config.overwrite)
+    refuse_existing(output, config.overwrite)
     prompts, responses = load_prompts_and_responses(config.data)
     if responses:
         responses = _with_splits(responses, config)
@@ -283,7 +310,8 @@ def _with_splits(records: list[Prompted], config: DataSplitConfig) -> list[Promp
             f"{config.data}: {carried} of {len(records)} records carry a split already; add --replace true for new ones"
         )
     fractions = (config.train, config.validation, config.test)
-    return assign_splits(records, fractions=fractions, seed=config.seed, shared_rubrics=config.shared_rubrics)
+    shared = config.shared_rubrics
+    return assign_splits(records, fractions=fractions, seed=config.seed, shared_rubrics=shared, name=config.data)
 
 
 def _by_split(splits: Iterable[str | None]) -> dict[str, int]:
@@ -301,8 +329,3 @@ def _write_own(output: Path, prompts: Sequence[PromptRecord], responses: Sequenc
         write_prompts(output, prompts)
     else:
         raise UserError(f"{output}: prompts without responses are written as .jsonl; rename it")
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")

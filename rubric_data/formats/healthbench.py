@@ -24,11 +24,12 @@ from rubric_data.formats.base import (
     user_message,
     with_rubric,
 )
+from rubric_data.records import Number
 
 
 class _Item(Row):
     criterion: str
-    points: float
+    points: Number
     tags: tuple[str, ...] = ()
 
 

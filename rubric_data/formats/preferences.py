@@ -82,8 +82,9 @@ def write(
     rows, left_out = [], Counter[str]()
     for group in groups:
         scored = sorted(_scored(group.responses, by), key=lambda pair: -pair[0])  # stable: the first of equals stays
-        left_out[f"responses without a {by}"] += len(group.responses) - len(scored)
+        left_out += _unscored(group.responses, by)
         chosen_pairs = [(scored[0], scored[-1])] if pairs == "best-worst" and len(scored) > 1 else []
+        left_out["responses between the best and the worst"] += len(scored) - 2 if chosen_pairs else 0
         for better, worse in combinations(scored, 2) if pairs == "all" else chosen_pairs:
             if math.isclose(better[0], worse[0], abs_tol=1e-9):
                 left_out["pairs that tie"] += 1
@@ -101,6 +102,17 @@ def _scored(responses: Sequence[JudgedResponse], by: str) -> list[Scored]:
         return [(response.preference, response) for response in responses if response.preference is not None]
     scored = [(rubric_reward(response.rubric, response.values()), response) for response in responses]
     return [pair for pair in scored if not math.isnan(pair[0])]
+
+
+def _unscored(responses: Sequence[JudgedResponse], by: str) -> Counter[str]:
+    """How many responses have no score, by what they lack."""
+    if by == "preference":
+        return Counter({"responses without a preference": sum(one.preference is None for one in responses)})
+    judged = [one for one in responses if one.verdicts]
+    masked = sum(math.isnan(rubric_reward(one.rubric, one.values())) for one in judged)
+    return Counter(
+        {"responses not judged": len(responses) - len(judged), "responses whose verdicts are masked": masked}
+    )
 
 
 def _row(prompt: str, better: Scored, worse: Scored) -> dict[str, object]:

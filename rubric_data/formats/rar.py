@@ -23,7 +23,7 @@ from rubric_data.formats.base import (
     reference_and_others,
     with_rubric,
 )
-from rubric_data.records import Criterion
+from rubric_data.records import Criterion, Number
 
 CATEGORIES = ("essential", "important", "optional", "pitfall")  # tags here, first words of a description there
 
@@ -56,7 +56,7 @@ _BAD = re.compile(
 class _Item(Row):
     title: str = ""
     description: str
-    weight: float
+    weight: Number
 
 
 class _Row(Row):

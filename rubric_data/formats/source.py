@@ -14,7 +14,7 @@ import yaml
 
 from rubric_data.errors import UserError
 from rubric_data.formats.base import Placed
-from rubric_data.io import read_lines, read_table
+from rubric_data.io import check_characters, read_lines, read_table
 
 Unfold = Callable[[dict[str, Any], str], list[Placed]]
 
@@ -55,7 +55,9 @@ def read_rows(
         raise UserError(f"{name}: unknown file type {path.suffix!r}; use one of {', '.join(_FILES)}")
     try:
         if path.suffix in _DOCUMENTS:
-            yield from _from_document(path, unfold)
+            for where, row in _from_document(path, unfold):
+                check_characters(row, where)
+                yield where, row
         else:
             yield from (read_lines if path.suffix == ".jsonl" else read_table)(path)
     except OSError as error:

@@ -34,7 +34,8 @@ from rubric_data.formats.base import (
     user_message,
     with_rubric,
 )
-from rubric_data.records import Criterion
+from rubric_data.io import check_characters
+from rubric_data.records import Criterion, Number
 
 _YES = ["no", "yes"]  # the package's default choices
 _PITFALL = ["yes", "no"]
@@ -43,7 +44,7 @@ _PITFALL = ["yes", "no"]
 class _Item(Row):
     text: str
     name: str = ""
-    weight: float = 1.0
+    weight: Number = 1.0
     choices: list[str] = _YES
 
     @model_validator(mode="after")
@@ -84,6 +85,7 @@ def _info(info: str | dict[str, Any], where: str) -> dict[str, Any]:
         fields = None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: field info: must be an object, or one as JSON text; correct it")
+    check_characters(fields, f"{where}: field info")
     return fields
 
 

@@ -160,7 +160,7 @@ def test_too_many_failures_stop_the_run_with_advice(serve, settings, tmp_path):
         run_refine(config)
 
 
-def test_rubrics_to_start_from_and_more_rounds_later(serve, settings, tmp_path):
+def test_rubrics_to_start_from_and_more_rounds_later(serve, settings, tmp_path, capsys):
     check = Verifier(name="mention_any", args={"words": ["boil"]})
     start = Rubric(criteria=(Criterion(id="x", text="Boils water.", verifier=check),))
     tea = next(record.prompt for record in recorded.records() if record.prompt_id == "tea")
@@ -171,8 +171,11 @@ def test_rubrics_to_start_from_and_more_rounds_later(serve, settings, tmp_path):
     assert report["own_rubric"] == 3
     kept = {record.prompt_id: record.rubric for record in load_prompts(f"{config.output}/prompts.jsonl")}
     assert kept["tea"] == start and kept["bike"].criteria[0].id == "frame"
-    more = run_refine(replace(config, rounds=2, resume=True))
-    assert [row["round"] for row in more["rounds"]] == [0, 1, 2]
+    more = run_refine(replace(config, rounds=4, resume=True))
+    assert [(row["round"], row["ran_out"]) for row in more["rounds"]] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 4)]
+    assert "fewer than two responses left to show: 4 of 4 prompts in round 4. 4 rounds want 8 different" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_the_reward_model_ranks(serve, settings, monkeypatch):

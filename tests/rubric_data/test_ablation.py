@@ -84,6 +84,16 @@ def test_a_criterion_without_which_nothing_is_left_is_counted():
     assert (row["responses"], row["unrewarded_without"], row["reward_change"]) == (0, 2, None)
 
 
+def test_what_changes_nothing_comes_last_and_what_people_know_nothing_of_behind_the_others():
+    """People prefer what lacks a, and say nothing of c to e: d is met by nobody, e asked of one response alone."""
+    c, d, e = (Criterion(id=name, text=f"Is {name}.") for name in "cde")
+    asked = [response(f"p{n}", [float(n), 1.0], criteria=(A, B), preference=-float(n)) for n in range(2)]
+    others = [response(f"q{n}", [float(n), 0.0], prompt="q", criteria=(c, d)) for n in range(2)]
+    rows = ablate(JudgedArrays.of([*asked, *others, response("r", [1.0, 1.0], prompt="r", criteria=(A, e))]))
+    assert [row["text"] for row in rows] == ["Is a.", "Is b.", "Is d.", "Is c.", "Is e."]
+    assert rows[1]["discrimination"]["change"] == pytest.approx(1 / 3, abs=1e-6)  # 2/3 with b, 1 without
+
+
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 2)), min_size=1, max_size=20))
 def test_correlation_is_that_of_the_centred_columns_and_never_more_than_one(rows):
     first, second, prompt = (np.array(column) for column in zip(*rows, strict=True))

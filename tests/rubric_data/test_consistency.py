@@ -102,6 +102,8 @@ def test_the_command_reports_and_mends(records, tmp_path, capsys):
         "different": 3, "without_pairs": 0, "contradicting": 1, "kept_as_last_positive": 0,
     }  # fmt: skip
     assert (report["responses"], report["with_preference"], report["prompts"]) == (18, 16, 9)
+    assert (report["compared_prompts"], report["without_preferences"]) == (7, 2)  # p6 ties, p8 has none
+    assert "on 0 of 7 prompts; 2 more have no two judged responses of different preference" in " ".join(out.split())
     assert report["rubrics"]["before"]["gold_ties"] == 1
     left = read_judged(run / "judged.jsonl")
     assert all([c.id for c in record.rubric.criteria] == ["good", "rude"] for record in left)

@@ -261,9 +261,9 @@ ONE = {"id": "c1", "text": "Greets."}
     ("row", "expected"),
     [
         (
-            response(rubric=rubric(ONE, {"id": "c2", "text": "x"}, {"id": "c3", "text": "x", "weight": "heavy"})),
-            "FILE:2: field rubric.criteria.2.weight: must be a valid number, unable to parse string as a number, "
-            "got 'heavy'; correct it",
+            response(rubric=rubric(ONE, {"id": "c2", "text": "x"}, {"id": "c3", "text": "x", "weight": "2.0"})),
+            "FILE:2: field rubric.criteria.2.weight: must be a valid number, got '2.0'; "
+            "write a number, without quotation marks",
         ),
         (
             response(rubric=rubric({"id": "c3", "text": "x", "weight": float("nan")})),
@@ -280,6 +280,15 @@ ONE = {"id": "c1", "text": "Greets."}
         (
             {"promt" if key == "prompt" else key: value for key, value in response().items()},
             "FILE:2: field prompt: is missing; rename 'promt'",
+        ),
+        (
+            {key: value for key, value in response().items() if key != "rubric"},
+            "FILE:2: field rubric: is missing; add it, or take the rubrics of a file of prompts by "
+            "'rubric-rm rubric attach'",
+        ),
+        (
+            {"prompt_id": "p", "prompt": "Say hi."},
+            "FILE:2: is a prompt without a response; give 'response_id' and 'response' with it",
         ),
         (response(note="x"), "FILE:2: field note: is not known; remove or rename it"),
         (
@@ -407,3 +416,18 @@ def test_half_a_character_is_told_of_where_it_stands(tmp_path):
         load_prompts(tmp_path / "x.jsonl")
     (tmp_path / "x.jsonl").write_text(line.replace("\\ud800", "") + "\n")
     assert load_prompts(tmp_path / "x.jsonl")[0].prompt == "\U0001f600 "
+
+
+def test_half_a_character_in_parquet_is_told_of_by_row(tmp_path):
+    row = plain_row(verifier='{"name": "has_digit", "args": {"a": "\\ud800"}}')
+    assert complaint(parquet(tmp_path, row)) == (
+        "FILE: row 1: field criteria.0.verifier: holds half a character (\\ud800 without its other half); correct it"
+    )
+    good = plain_row() | {"response_id": "r0", "response": "XYZ"}
+    path = parquet(tmp_path, good, plain_row() | {"response": "XYZ"})
+    table = pq.read_table(path)
+    place = table.schema.names.index("response")
+    texts = pa.array([b"fine", b"\xed\xa0\x80"], pa.binary())  # what half a character would be in UTF-8
+    column = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
+    pq.write_table(table.set_column(place, "response", column), path)
+    assert complaint(path) == ("FILE: row 2: not text in UTF-8 (invalid continuation byte, bytes ed a0 80); correct it")

@@ -202,9 +202,16 @@ def test_the_command_prints_what_it_found_and_obeys_no_markup(tmp_path, capsys):
     assert main(["rubric", "lint", "--data", str(tmp_path / "p.jsonl"), *options]) == 0
     out = capsys.readouterr().out
     assert "[bold]helpful[/bold]" in out.replace("\n", "") and "\x1b[2J" not in out
-    assert "by_rule: vague 1, pass-share 1" in out
+    assert "by_rule: vague 1, pass-share 1\npass_share: looked_at 2, too_few_verdicts 1\n" in out
     written = json.loads((tmp_path / "found.json").read_text())
     assert written["rubrics"] == 1 and [finding["rule"] for finding in written["findings"]] == ["vague", "pass-share"]
+
+
+def test_verdicts_are_missed_where_there_are_none(tmp_path, capsys):
+    write_judged(tmp_path / "r.jsonl", [one.model_copy(update={"verdicts": ()}) for one in responses((1, 1, 0))])
+    path = str(tmp_path / "r.jsonl")
+    assert main(["rubric", "lint", "--data", path, "--verdicts", path]) == 2
+    assert f"{path}: holds no verdicts; run 'rubric-rm judge --data {path}' first" in capsys.readouterr().err
 
 
 def test_prompts_without_rubrics_are_counted(tmp_path, capsys):

@@ -105,7 +105,7 @@ def test_seed_changes_the_cut_and_is_pinned():
 def test_given_splits_stay_but_only_if_all_are_given():
     records = [response("a", split="test"), response("b", split="test")]
     assert assign_splits(records) == records
-    with pytest.raises(UserError, match="1 of 2 responses carry a split"):
+    with pytest.raises(UserError, match="1 of 2 records carry a split"):
         assign_splits([records[0], response("b")])
 
 

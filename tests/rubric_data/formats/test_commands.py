@@ -20,6 +20,11 @@ from rubric_data.split import check_leaks
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+FIRST_FIXTURES = {
+    name: FIXTURES / f"{name.replace('-', '_')}{'.json' if name == 'autorubric' else '.jsonl'}" for name in FORMATS
+}
+
+
 def run(capsys, *argv):
     """Exit code, stdout and stderr of `rubric-rm data argv`."""
     code = cli.main(["data", *map(str, argv)])
@@ -151,6 +156,23 @@ def test_a_file_without_a_usable_row_is_refused(tmp_path, capsys):
     )
 
 
+def test_a_wrong_format_is_told_with_the_right_one(tmp_path, capsys, judged):
+    """Every fixture under every other format: refused with a hint, or read, where two formats share what is needed."""
+    write_judged(tmp_path / "own.jsonl", judged)
+    files = {**FIRST_FIXTURES, OWN: tmp_path / "own.jsonl"}
+    unhelped, taken = set(), set()
+    for right, file in files.items():
+        for wrong in files.keys() - {right}:
+            command = ("import", "--format", wrong, "--input", file, "--output", tmp_path / f"{right}-{wrong}")
+            code, _, said = run(capsys, *command)
+            if code == 0:
+                taken.add((right, wrong))
+            elif not said.endswith(f", or give --format {right}, which it looks like\n"):
+                unhelped.add((right, wrong))
+    assert unhelped == set()
+    assert taken == {("wildchecklists", "preferences")}  # its pairs, as the report's ignored columns tell
+
+
 def test_our_own_format_is_imported_as_it_is(tmp_path, capsys, judged):
     write_judged(tmp_path / "own.parquet", judged)
     command = ("import", "--format", OWN, "--input", tmp_path / "own.parquet", "--output", tmp_path / "run")
@@ -170,7 +192,9 @@ def test_export_of_preferences_takes_the_best_and_the_worst_by_reward(tmp_path, 
     masked = judged[4].model_copy(
         update={"verdicts": tuple(Verdict(criterion_id=name, masked="x: y") for name in ("fruit", "short"))}
     )
-    write_judged(tmp_path / "judged.jsonl", [*judged[:2], *tied, masked, *judged[5:8]])
+    unjudged = judged[0].model_copy(update={"response_id": "later", "verdicts": ()})
+    middle = judged[0].model_copy(update={"response_id": "middle", "response": "A stone or a pear."})
+    write_judged(tmp_path / "judged.jsonl", [*judged[:2], unjudged, middle, *tied, masked, *judged[5:8]])
     output = tmp_path / "pairs.jsonl"
     command = ("export", "--format", "preferences", "--data", tmp_path / "judged.jsonl", "--output", output)
     code, out, _ = run(capsys, *command)
@@ -185,8 +209,8 @@ def test_export_of_preferences_takes_the_best_and_the_worst_by_reward(tmp_path, 
     }
     assert second["prompt"][0]["content"] == "Name fruit number 3."
     assert (
-        "left_out: pairs that tie 1, prompts with fewer than two scored responses 1, responses without a reward 1, "
-        "rubrics 4"
+        "left_out: pairs that tie 1, prompts with fewer than two scored responses 1, responses between the best and "
+        "the worst 1, responses not judged 1, responses whose verdicts are masked 1, rubrics 4"
     ) in out
     assert run(capsys, *command)[2] == (
         f"rubric-rm: error: {output}: exists already; choose another --output, or add --overwrite true\n"
@@ -264,9 +288,11 @@ def test_formats_that_only_import_and_outputs_that_do_not_fit_say_so(tmp_path, c
     assert fault("autorubric", "x.jsonl") == "x.jsonl: this format is one document; name it .json"
     assert fault("rar", "x.csv") == "x.csv: unknown file type '.csv'; use one of .jsonl, .json, .parquet"
     write_judged(data, [record.model_copy(update={"verdicts": ()}) for record in judged])
+    assert fault("preferences", "x.jsonl") == (f"{data}: holds no verdicts; run 'rubric-rm judge --data {data}' first")
+    write_judged(data, judged[::2])
     assert fault("preferences", "x.jsonl") == (
-        f"{data}: nothing of it fits the format: prompts with fewer than two scored responses (6), "
-        "responses without a reward (12), rubrics (6); export to another"
+        f"{data}: nothing of it fits the format: prompts with fewer than two scored responses (6), rubrics (6); "
+        "mend that, or choose another --format"
     )
 
 
@@ -297,6 +323,29 @@ def test_split_asks_before_it_replaces_splits(tmp_path, capsys, judged):
     again = run(capsys, *command, "--replace", "true", "--overwrite", "true", "--seed", "3")
     assert (first[0], again[0]) == (0, 0)
     assert read_judged(tmp_path / "new.jsonl") != first[1]
+
+
+def test_what_cannot_be_split_is_named_with_advice_that_helps(tmp_path, capsys):
+    rubric = Rubric(criteria=(Criterion(id="c", text="Is fine."),))
+    path = tmp_path / "prompts.jsonl"
+    command = ("split", "--data", path, "--output", tmp_path / "split.jsonl")
+    allow = ", or let prompts of one rubric part by 'rubric-rm data split --shared_rubrics true'"
+
+    def fault(prompts, *options):
+        records = [PromptRecord(prompt_id=f"p{n}", prompt=f"Say {n}.", rubric=rubric) for n in range(prompts)]
+        write_prompts(path, records)
+        return run(capsys, *command, *options)[2].removeprefix("rubric-rm: error: ").strip()
+
+    assert fault(3) == (
+        f"{path}: cannot be split: prompts that share an id, text or rubric stay together, which leaves 1 group(s) "
+        f"where 3 are needed; add prompts, or set 'split' on every record{allow}"
+    )
+    assert fault(2).endswith("set 'split' on every record")  # sharing rubrics would not be enough
+    assert fault(2, "--shared_rubrics", "true") == (
+        f"{path}: cannot be split: prompts that share an id or text stay together, which leaves 2 group(s) "
+        "where 3 are needed; add prompts, or set 'split' on every record"
+    )
+    assert fault(3, "--shared_rubrics", "true") == ""
 
 
 def test_prompts_without_responses_are_split_as_well(tmp_path, capsys):

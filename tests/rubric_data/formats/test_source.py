@@ -130,9 +130,8 @@ RUBRIC = [{"title": "t", "description": "d", "weight": 1}]
         ("rar", {"question": 7, "rubric": RUBRIC}, "field question: must be a valid string, got 7; correct it"),
         (
             "rar",
-            {"question": "q", "rubric": [*RUBRIC, {"description": "d", "weight": "heavy"}]},
-            "field rubric.1.weight: must be a valid number, unable to parse string as a number, got 'heavy'; "
-            "correct it",
+            {"question": "q", "rubric": [*RUBRIC, {"description": "d", "weight": "2"}]},
+            "field rubric.1.weight: must be a valid number, got '2'; write a number, without quotation marks",
         ),
         (
             "rar",
@@ -206,3 +205,23 @@ def test_a_document_without_its_list():
         form.unfold({"metadata": {}}, "F")
     with pytest.raises(UserError, match="F: no item has a prompt; add 'prompt' to the document or to its items"):
         FORMATS["autorubric"].unfold({"rubric": [{"requirement": "r"}]}, "F")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "where"),
+    [
+        ("rar", "a.jsonl", '{"question": "\\ud83d", "rubric": []}\n', "FILE:1"),
+        ("rar", "a.json", '[{"question": "\\ud83d", "rubric": []}]', "FILE: row 1"),
+        ("autorubric", "a.yaml", 'prompt: "\\ud83d"\nrubric: []\n', "FILE: item 1"),
+        (
+            "verifiers",
+            "a.jsonl",
+            json.dumps({"question": "q", "info": '{"a": "\\ud83d"}'}) + "\n",
+            "FILE:1: field info",
+        ),
+    ],
+)
+def test_half_a_character_is_told_of_where_it_stands(tmp_path, name, file, text, where):
+    (tmp_path / file).write_text(text)
+    half = "holds half a character (\\ud83d without its other half); correct it"
+    assert complaint(name, tmp_path / file) == f"{where}: {half}"
