@@ -1,7 +1,8 @@
 """The rubric workflow over HTTP: generate, three rounds of refinement, judge, train; ties and discrimination by round.
 
 Two tables: the embedded model behind `transformers serve` as proposer and judge, whatever it achieves; and recorded
-proposer replies (tests/golden/refinement.json), ranked by exact checks. Writes benchmarks/results/refinement.json:
+proposer replies (tests/golden/refinement.json), ranked by exact checks. Writes benchmarks/results/refinement.json.
+Given again after a kill, it goes on where it was:
 
     python -m benchmarks.refinement --output runs/refinement      about an hour on two idle cores
 """
@@ -9,6 +10,7 @@ proposer replies (tests/golden/refinement.json), ranked by exact checks. Writes 
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,10 +33,11 @@ from tests.rubric_data.server import Server
 _PARTS = {"train": 0.6, "validation": 0.2, "test": 0.2}  # of the prompts
 
 
-def run(*arguments: str) -> float:
-    """Run one command; the seconds it took. Ends the process if it fails."""
+def run(folder: Path, *arguments: str) -> float:
+    """Run one command that writes ``folder``, or go on with it; the seconds this took. Ends the process if it fails."""
     begin = time.perf_counter()
-    code = command_line(arguments)
+    resume = ("--resume", "true") if folder.exists() else ()
+    code = command_line((*arguments, "--output", str(folder), *resume))
     if code:
         sys.exit(code)
     return round(time.perf_counter() - begin, 1)
@@ -71,61 +74,58 @@ def with_embedded_model(folder: Path, arguments: argparse.Namespace) -> dict[str
     shared = ("prompt_id", "prompt", "rubric", "split")
     different = {record.prompt_id: record for record in pool}
     write_prompts(prompts, [PromptRecord(**{k: getattr(r, k) for k in shared}) for r in different.values()])
-    server = Served(folder / "serve.log", "--continuous-batching")
+    # a judge's name holds its address, so that going on needs the port of before
+    server = Served(folder / "serve.log", "--continuous-batching", port=arguments.port)
     try:
         where = ["--base_url", f"{server.url}/v1", "--model", resolve_model("smollm2")]
-        small = ["--timeout", "300", "--concurrency", "16"]
+        small = ["--timeout", "3000", "--concurrency", "8"]
         proposing = [*where, *small, "--max_tokens", str(arguments.max_tokens), "--max_failed", "1.0"]
         judging = ["--judge", "systemone", "--use_verifiers", "false", *where, *small]
-        paths = {name: str(folder / name) for name in ("generate", "refine", "judge", "train")}
         seconds = {}
-        seconds["generate"] = run("rubric", "generate", "--data", prompts, "--output", paths["generate"], *proposing)
-        refine = ["--data", data, "--rubrics", f"{paths['generate']}/prompts.jsonl", "--output", paths["refine"]]
+        seconds["generate"] = run(folder / "generate", "rubric", "generate", "--data", prompts, *proposing)
+        refine = ["--data", data, "--rubrics", str(folder / "generate" / "prompts.jsonl")]
         refine += ["--rounds", "3", "--top", "1.0", "--tie", "0.01"]
         judge = [f"--judge.{word.removeprefix('--')}" if word.startswith("--") else word for word in judging]
-        seconds["refine"] = run("rubric", "refine", *refine, *proposing, *judge)
-        final = ["--data", f"{paths['refine']}/responses.jsonl", "--ledger", f"{paths['refine']}/ledger.sqlite"]
-        seconds["judge"] = run("judge", *final, "--output", paths["judge"], *judging)
+        seconds["refine"] = run(folder / "refine", "rubric", "refine", *refine, *proposing, *judge)
+        refined = folder / "refine"
+        final = ["--data", str(refined / "responses.jsonl"), "--ledger", str(refined / "ledger.sqlite")]
+        seconds["judge"] = run(folder / "judge", "judge", *final, *judging)
     finally:
         server.kill()
     steps = ["--max_steps", "4", "--eval_steps", "4", "--eval_trees", "4", "--tokens_per_batch", "1000"]
-    train = ["--data", f"{paths['judge']}/judged.jsonl", "--output", paths["train"]]
-    seconds["train"] = run("train", *train, *steps, "--lora_layers", "4")
-    return {
-        "seconds": seconds,
-        "generate": _report(paths["generate"]),
-        "refine": _report(paths["refine"]),
-        "judge": _report(paths["judge"]),
-    }
+    data = str(folder / "judge" / "judged.jsonl")
+    seconds["train"] = run(folder / "train", "train", "--data", data, *steps, "--lora_layers", "4")
+    return {"seconds": seconds} | {name: _report(folder / name) for name in ("generate", "refine", "judge")}
 
 
 def with_recorded_replies(folder: Path) -> list[dict[str, Any]]:
     """The rows of three rounds with recorded proposer replies and exact checks."""
     data = str(folder / "recorded.jsonl")
+    shutil.rmtree(folder / "recorded", ignore_errors=True)  # it takes seconds
     write_judged(data, recorded.records())
     server = Server([recorded.reply])
     try:
-        options = ["--data", data, "--output", str(folder / "recorded"), "--model", "recorded", "--checks", "true"]
-        options += ["--base_url", server.url, "--top", "1.0", "--judge.judge", "verifier"]
-        run("rubric", "refine", *options)
+        options = ["--data", data, "--model", "recorded", "--checks", "true", "--base_url", server.url]
+        run(folder / "recorded", "rubric", "refine", *options, "--top", "1.0", "--judge.judge", "verifier")
     finally:
         server.close()
     return _report(folder / "recorded")["rounds"]
 
 
-def _report(folder: str | Path) -> dict[str, Any]:
-    return json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+def _report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/refinement"), help="new folder for all runs")
+    parser.add_argument("--output", type=Path, default=Path("runs/refinement"), help="folder for all runs")
     parser.add_argument("--prompts", type=int, default=40, help="embedded prompts")
     parser.add_argument("--responses", type=int, default=6, help="responses of each: three pairs")
     parser.add_argument("--max_tokens", type=int, default=160, help="longest reply of the embedded proposer")
+    parser.add_argument("--port", type=int, default=8177, help="of the server on loopback")
     arguments = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
-    arguments.output.mkdir(parents=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     rows = with_recorded_replies(arguments.output)
     real = with_embedded_model(arguments.output, arguments)
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}

@@ -12,13 +12,17 @@ from pathlib import Path
 from rm.backbone import resolve_model
 
 
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Served:
     """One `transformers serve` on loopback that can be killed and started again at the same port."""
 
-    def __init__(self, log, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, log, *options, port=None):
+        self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.options = options
