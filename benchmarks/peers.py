@@ -405,6 +405,24 @@ def _judged(record: JudgedResponse) -> tuple[list[Criterion], list[float]]:
     return [criterion for criterion, _ in known], [value for _, value in known]
 
 
+_Example = tuple[Any, list[float]]  # packed questions and their verdicts
+
+
+def _examples(decider: Decider, texts: Texts, tokens: float, seed: int, *, again: bool) -> list[_Example]:
+    """Responses drawn for so many tokens, with the questions that have verdicts."""
+    judged = [place for place, record in enumerate(texts.records) if _judged(record)[0]]
+    if not judged:
+        raise UserError("any2jev: a split it needs has no verdicts; judge training and validation responses")
+
+    @functools.cache
+    def example(index: int) -> _Example:
+        criteria, values = _judged(texts.records[judged[index]])
+        return decider.packed(texts, judged[index], criteria), values
+
+    chosen = drawn(lambda index: len(example(index)[0]), len(judged), tokens, seed, again=again)
+    return [example(index) for index in chosen]
+
+
 def train_any2jev(terms: Terms, train: Texts, validation: Texts) -> tuple[Decider, dict[str, Any]]:
     """A DecisionModel that answers criteria, and the facts of its training."""
     set_seed(terms.seed)
@@ -418,22 +436,8 @@ def train_any2jev(terms: Terms, train: Texts, validation: Texts) -> tuple[Decide
         device=_device(),
     )
     decider = Decider(decision)
-
-    def chosen_of(texts: Texts, tokens: float, *, again: bool) -> list[tuple[Any, list[float]]]:
-        judged = [place for place, record in enumerate(texts.records) if _judged(record)[0]]
-        if not judged:
-            raise UserError("any2jev: a split it needs has no verdicts; judge training and validation responses")
-
-        @functools.cache
-        def example(index: int) -> tuple[Any, list[float]]:
-            criteria, values = _judged(texts.records[judged[index]])
-            return decider.packed(texts, judged[index], criteria), values
-
-        chosen = drawn(lambda index: len(example(index)[0]), len(judged), tokens, terms.seed, again=again)
-        return [example(index) for index in chosen]
-
-    examples = chosen_of(train, terms.tokens, again=True)
-    held_out = chosen_of(validation, VALIDATION_SHARE * terms.tokens, again=False)
+    examples = _examples(decider, train, terms.tokens, terms.seed, again=True)
+    held_out = _examples(decider, validation, VALIDATION_SHARE * terms.tokens, terms.seed, again=False)
     gold = np.array([value for _, values in held_out for value in values])
 
     @torch.inference_mode()
