@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peers import decision_model
 from benchmarks.record import RESULTS, ROOT, quoted, spread, table, write_record
 from rm import template
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype, resolve_model
@@ -52,7 +53,6 @@ _BATCHES = (1, 4, 8, 16)  # a baseline is given the fastest
 _MOST_SEQUENCES = 24  # of a baseline's timing: evenly drawn, so that its rate stands for all of them
 _ANY2JEV_TARGETS = {"a": "2", "b": "3", "realsumm": "5"}  # scoring and training, by workload
 _JSON_TOKENS = 9  # of a generated reply, for each criterion: "c10": "yes",
-_DELIMITERS = ["<|a2j:state|>", "<|a2j:q|>", "<|a2j:opt|>", "<|a2j:/opt|>", "<|a2j:decide|>"]  # any2jev's own
 # one token each, with the space before it
 _COMMON = """
 the of and to in is that it was for on are with as they at be this from have or by one had not but what all were when
@@ -219,7 +219,10 @@ def json_judge(work: Work) -> Run:
 
 def any2jev(work: Work, *, train: bool = False) -> Run:
     """any2jev's DecisionModel on the same backbone: one packed state with its questions under a dense mask."""
-    model = _any2jev(train)
+    model = decision_model(MODEL, rank=16, alpha=32, max_state=4096, trainable_delimiters=False)
+    if not train:
+        model.backbone = model.backbone.merge_and_unload()
+        model.eval()
     from any2jev.schema import SystemOneRequest, to_specs
 
     asked = []
@@ -248,25 +251,6 @@ def any2jev(work: Work, *, train: bool = False) -> Run:
         return criteria
 
     return run
-
-
-def _any2jev(train: bool) -> Any:
-    """A fresh DecisionModel. Its delimiters are added to a saved copy of the backbone: its own way fails here."""
-    from any2jev.model import DecisionModel
-
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer, model = load_tokenizer(MODEL), load_causal_lm(MODEL, dtype=native_dtype())
-        tokenizer.add_special_tokens({"additional_special_tokens": _DELIMITERS})
-        model.resize_token_embeddings(len(tokenizer))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        decision = DecisionModel.from_base(
-            folder, dtype=native_dtype(), device="cpu", max_state=4096, lora_dropout=0.0, trainable_delimiters=False
-        )
-    if not train:
-        decision.backbone = decision.backbone.merge_and_unload()
-        decision.eval()
-    return decision
 
 
 def ours_training(work: Work) -> Run:

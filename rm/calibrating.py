@@ -15,7 +15,7 @@ from rich.table import Table
 from scipy.special import expit
 
 from rm import conformal, metrics, reward_level
-from rm.calibration import FILE, Calibration, Verdicts, choose, number_texts, prompt_folds
+from rm.calibration import FILE, GROUPINGS, Calibration, GroupBy, Verdicts, choose, number_texts, prompt_folds
 from rm.config import CalibrateConfig
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path
@@ -44,7 +44,9 @@ def run_calibrate(config: CalibrateConfig) -> dict[str, Any]:
         folder, tokens_per_batch=config.tokens_per_batch, use_verifiers=False, calibration=Calibration()
     )
     logits = [one.logits for one in scorer.score_records(records, progress=True)]
-    fitted = fit(records, logits, planned_kl=config.planned_kl, coverage=config.coverage)
+    # maps of its own for a criterion would tell a rubric-blind model what it is not to know
+    groupings: tuple[GroupBy, ...] = () if scorer.model.rubric_blind else GROUPINGS
+    fitted = fit(records, logits, planned_kl=config.planned_kl, coverage=config.coverage, groupings=groupings)
     fitted.calibration.save(folder, fitted.report)
     plot(folder / PLOT, fitted)
     console = Console()
@@ -71,7 +73,12 @@ class Fitted:
 
 
 def fit(
-    records: Sequence[JudgedResponse], logits: Sequence[np.ndarray], *, planned_kl: float, coverage: float
+    records: Sequence[JudgedResponse],
+    logits: Sequence[np.ndarray],
+    *,
+    planned_kl: float,
+    coverage: float,
+    groupings: Sequence[GroupBy] = GROUPINGS,
 ) -> Fitted:
     """Calibrate verdicts, then rewards; ``logits[i]`` (K,) are the model's on ``records[i]``.
 
@@ -82,7 +89,7 @@ def fit(
     reward_level.check(planned_kl, coverage)
     needed = reward_level.prompts_needed(coverage)
     verdicts = Verdicts.of(records, logits)
-    calibration, after_N, report = choose(verdicts)
+    calibration, after_N, report = choose(verdicts, groupings)
     probs = _by_response(records, after_N)
     prompt_B = number_texts(records)
     rewards = reward_level.Rewards.of(records, probs, prompt_B)

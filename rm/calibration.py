@@ -29,6 +29,7 @@ FILE = "calibration.json"
 VERSION = 2  # of the file; 1, without the key, had one Platt map
 METHODS = ("identity", "temperature", "platt", "beta", "isotonic")
 GroupBy = Literal["none", "tag", "text"]
+GROUPINGS: tuple[GroupBy, ...] = ("tag", "text")
 PRIOR_COUNTS = (10.0, 50.0, 250.0)  # verdicts that speak for the common curve in every group; one is chosen
 
 _FOLDS = 5
@@ -265,10 +266,12 @@ def fit_groups(curve: Curve, verdicts: Verdicts, group_by: GroupBy, prior_count:
     return found
 
 
-def choose(verdicts: Verdicts) -> tuple[Calibration, np.ndarray, dict[str, Any]]:
+def choose(
+    verdicts: Verdicts, groupings: Sequence[GroupBy] = GROUPINGS
+) -> tuple[Calibration, np.ndarray, dict[str, Any]]:
     """The way to calibrate with the least Brier score on held-out prompts, refitted on everything.
 
-    First the curve, then on top of the best one groups by tag and by text with each prior count. Folds are of whole
+    First the curve, then on top of the best one each of ``groupings`` with each prior count. Folds are of whole
     prompts, so the prior count that wins also makes up for verdicts on one prompt being alike.
 
     Returns the calibration, what it predicts of each verdict when fitted without its prompt, (N,), and the
@@ -282,7 +285,6 @@ def choose(verdicts: Verdicts) -> tuple[Calibration, np.ndarray, dict[str, Any]]
         return min(tried, key=lambda one: agreement(verdicts, tried[one])["brier"])
 
     curve = best([Candidate(method) for method in METHODS])
-    groupings: tuple[GroupBy, ...] = ("tag", "text")
     chosen = best([Candidate(curve.method, by, count) for by in groupings for count in PRIOR_COUNTS])
     rows = [
         {"name": _name(one.method, one.group_by), **dataclasses.asdict(one), **_rounded(agreement(verdicts, probs))}

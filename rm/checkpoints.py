@@ -93,7 +93,7 @@ def score_runs(
     missing = [job for run in trained for job in _jobs(run, folder, last, average) if not job[0].exists()]
     for path, sources in track(missing, "scoring checkpoints", console=Console(stderr=True), transient=True):
         model = average_weights(sources)
-        encoder = Encoder(load_tokenizer(model.base), model.max_length)
+        encoder = Encoder(load_tokenizer(model.base), model.max_length, model.rubric_blind)
         scorer = RubricScorer(model, encoder, tokens_per_batch=tokens_per_batch, use_verifiers=False)
         write_scores(path, records, scorer.score_records(records))
     return [_read(run, name, records, folder, last, average) for run, name in zip(trained, names, strict=True)]

@@ -34,6 +34,7 @@ class TrainConfig:
     gradient_accumulation: int = 1  # forward passes per optimiser step
     responses_per_tree: int = 8  # responses of one prompt that share a tree
     use_verifiers: bool = True  # criteria with a verifier get their verdicts from code, whatever the file says
+    rubric_blind: bool = False  # never show a criterion: a baseline that knows what prompt and response tell alone
     drills: int = 0  # extra checkable criteria asked of each training response, half met: only reading answers them
     pairwise_weight: float = 0.2  # share of the same-prompt pairwise loss
     tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rm import template
 from rm.layout import Branch, Tree
 from rubric_data.errors import UserError
-from rubric_data.records import Criterion
+from rubric_data.records import Criterion, Level
 
 _KNOWN_CRITERIA = 16_384  # whose ids are kept
 
@@ -28,11 +28,15 @@ class Encoded:
 
 
 class Encoder:
-    """Turns (prompt, responses, criteria) into trees whose every path has at most ``max_length`` tokens."""
+    """Turns (prompt, responses, criteria) into trees whose every path has at most ``max_length`` tokens.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    ``rubric_blind``: the same neutral words stand in the place of every criterion.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, rubric_blind: bool = False) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.rubric_blind = rubric_blind
         self._read = functools.lru_cache(_KNOWN_CRITERIA)(self._ids)  # a rubric comes back with every response
         empty = template.prompt_segment(""), template.response_segment("")
         self._least = 1 + max(sum(len(self._ids(part)) for part in segment) for segment in empty)
@@ -60,8 +64,13 @@ class Encoder:
             response_cut.append(cut)
         return Encoded(Tree(start + prompt_ids, branches), prompt_cut, response_cut)
 
+    def question(self, criterion: Criterion) -> tuple[str, tuple[Level, ...]]:
+        """What tells ``criterion`` from others to a model: those that are the same here need to be asked once."""
+        return "" if self.rubric_blind else criterion.text, criterion.levels
+
     def _criterion(self, criterion: Criterion) -> list[int]:
-        ids = self._read("".join(template.criterion_segment(criterion)))
+        segment = template.unshown_segment() if self.rubric_blind else template.criterion_segment(criterion)
+        ids = self._read("".join(segment))
         if self.max_length - len(self._start()) - len(ids) < 2 * self._least:
             raise UserError(
                 f"max_length: {self.max_length} tokens leave no room beside a criterion of {len(ids)} "

@@ -22,6 +22,13 @@ class _LoraInBackboneDtype:
         return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), up_DR.to(x.dtype).T).view_as(result)
 
 
+def linear_maps(model: nn.Module, layers: Any, top_layers: int | None = None) -> list[str]:
+    """Names within ``model`` of every linear map of its ``layers``, or of the ``top_layers`` last ones."""
+    first = 0 if top_layers is None else max(len(layers) - top_layers, 0)
+    chosen = {module for layer in layers[first:] for module in layer.modules() if isinstance(module, nn.Linear)}
+    return [name for name, module in model.named_modules() if module in chosen]
+
+
 def attach_lora(
     model: Any, layers: Any, *, rank: int, alpha: int, top_layers: int | None = None, task_type: str | None = None
 ) -> PeftModel:
@@ -29,9 +36,7 @@ def attach_lora(
 
     ``top_layers``: only of so many last layers, which spares the backward pass the ones below; None means all.
     """
-    first = 0 if top_layers is None else max(len(layers) - top_layers, 0)
-    chosen = {module for layer in layers[first:] for module in layer.modules() if isinstance(module, nn.Linear)}
-    targets = [name for name, module in model.named_modules() if module in chosen]
+    targets = linear_maps(model, layers, top_layers)
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task_type))
     compute_in_backbone_dtype(adapted)
     return adapted

@@ -37,7 +37,13 @@ class RubricRewardModel(nn.Module):
     accepts_loss_kwargs = True  # the Trainer then hands us the global verdict count instead of averaging micro-batches
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Linear, base: str, max_length: int, attention: str = "auto"
+        self,
+        backbone: nn.Module,
+        head: nn.Linear,
+        base: str,
+        max_length: int,
+        attention: str = "auto",
+        rubric_blind: bool = False,
     ) -> None:
         super().__init__()
         check_backend(attention)
@@ -46,10 +52,17 @@ class RubricRewardModel(nn.Module):
         self.head = head
         self.base = base  # where the backbone's pretrained weights come from
         self.max_length = max_length  # tokens on one path, prompt + response + criterion
+        self.rubric_blind = rubric_blind  # whether it is never to read a criterion; its trees are to be encoded so
 
     @classmethod
     def from_language_model(
-        cls, base: str, *, max_length: int = 2048, dtype: str = "auto", attention: str = "auto"
+        cls,
+        base: str,
+        *,
+        max_length: int = 2048,
+        dtype: str = "auto",
+        attention: str = "auto",
+        rubric_blind: bool = False,
     ) -> Self:
         """Start from the causal language model ``base`` (folder, hub id or 'smollm2').
 
@@ -68,7 +81,7 @@ class RubricRewardModel(nn.Module):
             head.weight.copy_((rows[yes] - rows[no])[None])
             head.bias.zero_()
         fuse(language_model.base_model)
-        return cls(language_model.base_model, head, base, max_length, attention)
+        return cls(language_model.base_model, head, base, max_length, attention, rubric_blind)
 
     @property
     def config(self):
@@ -120,7 +133,8 @@ class RubricRewardModel(nn.Module):
         description = {
             "base": self.base,
             "max_length": self.max_length,
-            "template": template.template_hash(),
+            "template": template.template_hash(rubric_blind=self.rubric_blind),
+            "rubric_blind": self.rubric_blind,
             "adapter": isinstance(self.backbone, PeftModel),
         }
         write_json(folder / _DESCRIPTION, description)  # last: its presence says the folder is whole
@@ -145,17 +159,20 @@ class RubricRewardModel(nn.Module):
             raise UserError(
                 f"{folder}: is no reward model (no {_DESCRIPTION}); give the model/ folder of a training run"
             ) from None
-        if description["template"] != template.template_hash():
+        blind = description.get("rubric_blind", False)  # no key: from before there were such models
+        if description["template"] != template.template_hash(rubric_blind=blind):
             raise UserError(f"{folder}: was trained with another prompt template; retrain it with this version")
         max_length, base = description["max_length"], description["base"]
         if description["adapter"]:
-            model = cls.from_language_model(base, max_length=max_length, dtype=dtype, attention=attention)
+            model = cls.from_language_model(
+                base, max_length=max_length, dtype=dtype, attention=attention, rubric_blind=blind
+            )
             model.backbone = PeftModel.from_pretrained(model.backbone, str(folder / "backbone"))
             compute_in_backbone_dtype(model.backbone)
         else:
             backbone = AutoModel.from_pretrained(folder / "backbone", dtype=as_dtype(dtype), attn_implementation=NAME)
             fuse(backbone)
-            model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length, attention)
+            model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length, attention, blind)
         model.head.load_state_dict(load_file(folder / _HEAD))
         return model.eval()
 

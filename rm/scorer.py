@@ -29,7 +29,7 @@ from rm.reward_level import Expected
 from rm.scores import SUFFIXES, write_scores
 from rubric_data.errors import UserError
 from rubric_data.io import load_data
-from rubric_data.records import Criterion, JudgedResponse, Level, Rubric
+from rubric_data.records import Criterion, JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
 from rubric_data.verifiers import Check, check_verifiers, prepare
 
@@ -117,7 +117,7 @@ class RubricScorer:
         """
         model = RubricRewardModel.from_pretrained(path, dtype=dtype, attention=attention)
         model.merge()
-        encoder = Encoder(load_tokenizer(str(path)), model.max_length)
+        encoder = Encoder(load_tokenizer(str(path)), model.max_length, model.rubric_blind)
         return cls(
             model.to(device),
             encoder,
@@ -178,7 +178,7 @@ class RubricScorer:
         self._check_room(_unchecked(rubric, self._checks(rubric)) for rubric in rubrics)
 
     def _check_room(self, asked: "Iterable[_Asked]") -> None:
-        different = {_as_read(criterion): criterion for criteria in asked for criterion in criteria}
+        different = {self.encoder.question(criterion): criterion for criteria in asked for criterion in criteria}
         self.encoder.check(different.values())
 
     def score_records(self, records: Sequence[JudgedResponse], *, progress: bool = False) -> list[Scored]:
@@ -273,7 +273,6 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 _Asked = tuple[Criterion, ...]  # what a rubric leaves to the model
 _Group = dict[str, list[tuple[int, _Asked]]]  # response -> who asked for it, and what
-_Question = tuple[str, tuple[Level, ...]]  # text and levels of a criterion
 
 
 def _unchecked(rubric: Rubric, checks: Sequence[Check | None]) -> _Asked:
@@ -304,11 +303,12 @@ class _Job:
     """All that is asked of one prompt: encoded once, cut into pieces, put together again."""
 
     def __init__(self, encoder: Encoder, prompt: str, group: _Group) -> None:
+        self.encoder = encoder
         self.group = group
-        self.questions: list[dict[_Question, int]] = []  # of each response: its different questions, numbered
+        self.questions: list[dict[Any, int]] = []  # of each response: its different questions, numbered
         criteria: list[list[Criterion]] = []
         for asked in group.values():
-            different = {_as_read(criterion): criterion for _, wanted in asked for criterion in wanted}
+            different = {encoder.question(criterion): criterion for _, wanted in asked for criterion in wanted}
             self.questions.append({question: number for number, question in enumerate(different)})
             criteria.append(list(different.values()))
         self.encoded = encoder.encode(prompt, list(group), criteria)
@@ -342,13 +342,9 @@ class _Job:
         for number, asked in enumerate(self.group.values()):
             truncated = self.encoded.prompt_cut + self.encoded.response_cut[number]
             for index, criteria in asked:
-                places = [(number, self.questions[number][_as_read(criterion)]) for criterion in criteria]
+                asked_as = map(self.encoder.question, criteria)
+                places = [(number, self.questions[number][question]) for question in asked_as]
                 yield index, np.array([self.logits[place] for place in places]), truncated
-
-
-def _as_read(criterion: Criterion) -> _Question:
-    """What the model sees of a criterion, so that equal questions are asked once."""
-    return criterion.text, criterion.levels
 
 
 def run_score(config: ScoreConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ YES, NO = " Yes", " No"  # what a language model would say next; their differenc
 _PROMPT = ("Prompt:\n", "\n\nResponse:\n")
 _RESPONSE = ("", "\n\nDoes the response meet the criterion? Answer Yes or No.\nCriterion:")
 _CRITERION = (" ", "\nMet:")
+_UNSHOWN = "(not shown)"  # what a rubric-blind model reads in the place of every criterion
 
 
 class Segment(NamedTuple):
@@ -40,7 +41,13 @@ def criterion_segment(criterion: Criterion) -> Segment:
     return Segment(_CRITERION[0], body, _CRITERION[1])
 
 
-def template_hash() -> str:
+def unshown_segment() -> Segment:
+    """The same in the place of any criterion."""
+    return Segment(_CRITERION[0], _UNSHOWN, _CRITERION[1])
+
+
+def template_hash(*, rubric_blind: bool = False) -> str:
     """Identity of the wording, 16 hex digits; a model refuses to read under another than it was trained with."""
-    wording = "\0".join((*_PROMPT, *_RESPONSE, *_CRITERION, YES, NO, " Levels, worst to best: "))
+    of_criteria = _UNSHOWN if rubric_blind else " Levels, worst to best: "
+    wording = "\0".join((*_PROMPT, *_RESPONSE, *_CRITERION, YES, NO, of_criteria))
     return hashlib.sha256(wording.encode()).hexdigest()[:16]

@@ -214,7 +214,11 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
 def build_model(config: TrainConfig) -> RubricRewardModel:
     """The untrained model of a configuration: a zero-shot judge, with LoRA if asked for."""
     model = RubricRewardModel.from_language_model(
-        config.model, max_length=config.max_length, dtype=config.dtype, attention=config.attention
+        config.model,
+        max_length=config.max_length,
+        dtype=config.dtype,
+        attention=config.attention,
+        rubric_blind=config.rubric_blind,
     )
     if config.lora_rank:
         model.add_lora(config.lora_rank, config.lora_alpha, config.lora_layers)
@@ -225,12 +229,14 @@ def build_model(config: TrainConfig) -> RubricRewardModel:
 
 def run_train(config: TrainConfig) -> dict[str, Any]:
     """Train as ``config`` says; returns what train.json holds. Raises UserError on bad input."""
+    if config.rubric_blind and config.drills:
+        raise UserError(f"drills: {config.drills} are asked for, and rubric_blind hides them; train it with --drills 0")
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = Path(config.output)
     set_seed(config.seed)
     choose_backend(config.attention, state.device, as_dtype(config.dtype, state.device))
     records, by_code = load_exact(config.data) if config.use_verifiers else (load_judged(config.data), None)
-    encoder = Encoder(load_tokenizer(config.model), config.max_length)
+    encoder = Encoder(load_tokenizer(config.model), config.max_length, config.rubric_blind)
     training, validation = (of_split(records, split) for split in SPLITS[:2])
     drilled = drills([(record.prompt, record.response) for record in training], config.drills, f"drills {config.seed}")
     grow = functools.partial(build_trees, responses_per_tree=config.responses_per_tree, seed=config.seed)

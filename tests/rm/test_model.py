@@ -121,6 +121,12 @@ def test_folders_that_are_no_model_are_refused(tiny_backbone, tmp_path):
     model.add_lora(2, 2)
     model.save(tmp_path)
     description = json.loads((tmp_path / "rubric_rm.json").read_text())
+    older = {key: value for key, value in description.items() if key != "rubric_blind"}
+    (tmp_path / "rubric_rm.json").write_text(json.dumps(older))
+    assert not RubricRewardModel.from_pretrained(tmp_path).rubric_blind
+    (tmp_path / "rubric_rm.json").write_text(json.dumps({**description, "rubric_blind": True}))
+    with pytest.raises(UserError, match="another prompt template"):
+        RubricRewardModel.from_pretrained(tmp_path)
     (tmp_path / "rubric_rm.json").write_text(json.dumps({**description, "template": "other"}))
     with pytest.raises(UserError, match="another prompt template"):
         RubricRewardModel.from_pretrained(tmp_path)

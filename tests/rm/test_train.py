@@ -6,12 +6,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rm.config import TrainConfig
+from rm.calibrating import run_calibrate
+from rm.config import CalibrateConfig, TrainConfig
+from rm.scorer import RubricScorer
 from rm.train import last_checkpoint, run_train
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
+from rubric_data.records import Rubric
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -101,6 +105,32 @@ def test_counts_weigh_verdicts_and_only_their_ratios_matter(options, judged, tmp
     plain = first_step("plain", (1, 1))
     assert first_step("five", (5, 5)) == plain
     assert first_step("weighed", (3, 1)) != pytest.approx(plain, rel=1e-3)
+
+
+def test_a_rubric_blind_model_never_learns_what_it_is_asked(options, judged, tmp_path):
+    """Training, scoring and calibration: other criteria, the same answers."""
+    with pytest.raises(UserError, match="rubric_blind hides them; train it with --drills 0"):
+        run_train(TrainConfig(output=str(tmp_path / "drilled"), **options, rubric_blind=True, drills=2))
+
+    def asked_otherwise(record):
+        texts = (f"{record.response_id} is a mountain " * 3, "rhymes")
+        criteria = zip(record.rubric.criteria, texts, strict=True)
+        return record.model_copy(update={"rubric": Rubric(criteria=tuple(
+            criterion.model_copy(update={"text": text, "tags": (text,)}) for criterion, text in criteria
+        ))})  # fmt: skip
+
+    judged = [r.model_copy(update={"split": "validation"}) if r.prompt_id == "p3" else r for r in judged]
+    probs = []
+    for name, records in (("one", judged), ("other", [asked_otherwise(record) for record in judged])):
+        write_judged(options["data"], records)
+        output = str(tmp_path / name)
+        run_train(TrainConfig(output=output, **{**options, "max_steps": 2}, rubric_blind=True))
+        report = run_calibrate(CalibrateConfig(model=f"{output}/model", data=options["data"]))
+        assert {row["group_by"] for row in report["held_out"]} == {"none"}
+        scorer = RubricScorer.from_pretrained(f"{output}/model", use_verifiers=False)
+        probs.append(np.array([one.probs for one in scorer.score_records(records)]))
+        assert (probs[-1][:, 0] == probs[-1][:, 1]).all() and len(np.unique(probs[-1])) > 6
+    np.testing.assert_array_equal(*probs)
 
 
 def _command(options, output, *extra):
