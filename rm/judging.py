@@ -77,7 +77,7 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
             Ledger(config.ledger).close()  # whether it is one
     records = load_data(config.data)
     _tell_of_rubrics(records)
-    records = _with_splits(records)[: config.limit]
+    records = _with_splits(config.data, records)[: config.limit]
     if config.judge == "verifier" or config.use_verifiers:
         check_verifiers(records)
     only = is_for_judge if config.use_verifiers and config.judge != "verifier" else None
@@ -246,7 +246,7 @@ def _tell_of_rubrics(records: Sequence[JudgedResponse]) -> None:
         )
 
 
-def _with_splits(records: list[JudgedResponse]) -> list[JudgedResponse]:
+def _with_splits(name: str, records: list[JudgedResponse]) -> list[JudgedResponse]:
     if not any(record.split for record in records) and len(prompt_groups(records)) < len(SPLITS):
         logger.warning(
             "data: fewer than %d groups of prompts share no text or rubric, so no splits are assigned; "
@@ -255,4 +255,4 @@ def _with_splits(records: list[JudgedResponse]) -> list[JudgedResponse]:
         )
         return records
     check_leaks(records, shared_rubrics=True)  # before anybody is paid
-    return assign_splits(records)
+    return assign_splits(records, name=name)

@@ -145,7 +145,7 @@ def test_one_rubric_for_all_is_judged_without_splits_and_says_so(tmp_path, judge
 
 def test_splits_on_some_responses_only_are_refused(tmp_path, judge):
     mixed = [*responses(2, split="train"), *responses(5)[2:]]
-    with pytest.raises(UserError, match="2 of 5 responses carry a split"):
+    with pytest.raises(UserError, match="2 of 5 records carry a split"):
         run_judge(config(tmp_path, mixed))
 
 
