@@ -167,9 +167,7 @@ class TailConfig:
     tail: float = 0.25  # top share of each prompt's responses, by the judge, that pairs are mined from
     min_margin: float = 0.0  # least difference of the judge's rewards in a pair; for a noisy judge above its noise
     replay: float = 0.5  # share of every batch that ordinary training trees fill, against forgetting
-    tolerance: float = (
-        0.005  # how much the validation Brier score may rise and AUROC fall; beyond, the old weights stay
-    )
+    tolerance: float = 0.005  # by how much Brier score may rise and AUROC fall; beyond it the old weights stay
     attention: Backend = "auto"  # kernel; auto takes the fastest the machine has
     dtype: Dtype = "auto"  # of the backbone; auto is bfloat16 where the machine computes it natively
     learning_rate: float = 1e-4  # of the backbone, at its peak

@@ -230,3 +230,4 @@ def _draw(ax: Any, names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
         places = np.array([place for place, _ in shown]) + shift
         ax.errorbar(places, value, spread, fmt="o", color=colour, markersize=5, capsize=2, label=key)
     ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.5, len(names) - 0.5)  # where nothing is defined, too
