@@ -25,6 +25,7 @@ from rm.config import (
     RefineConfig,
     ScoreConfig,
     SnrConfig,
+    TailConfig,
     TrainConfig,
 )
 from rm.memory import keep_memory
@@ -194,6 +195,16 @@ STAGES = {
         "validation split ends up in OUTPUT/model. After an interruption the same command with --resume true goes on. "
         "On several processes: torchrun --nproc_per_node 2 -m policy.cli train ...",
         "--data runs/judge/judged.jsonl --output runs/train",
+    ),
+    "tail": Stage(
+        TailConfig,
+        "rm.tail:run_tail",
+        "Pairs are two responses to one prompt, both in its top share by the judge, that it tells apart; whoever wrote "
+        "them. Their verdicts and ordinary responses are trained on beside. If the best checkpoint orders the tail "
+        "of the validation split worse than before, or forgot more than the tolerance, OUTPUT/model has the old "
+        "weights. Calibrate afterwards. --resume true goes on after an interruption.",
+        "--model runs/train/model --data runs/judge/judged.jsonl --output runs/tail",
+        tabulates=True,
     ),
     "calibrate": Stage(
         CalibrateConfig,

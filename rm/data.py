@@ -17,9 +17,9 @@ import itertools
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from rm.encoding import Encoder
 from rm.layout import Tree, pack
 from rm.metrics import in_tail
 from rubric_data.builtin.drills import Drill
+from rubric_data.errors import UserError
 from rubric_data.io import load_data
 from rubric_data.programmatic import CodeReport, answer_by_code, load_verdicts, require_verdicts
 from rubric_data.records import JudgedResponse
@@ -44,7 +45,8 @@ class TrainingTree:
 
     ``values``, ``counts``, ``weights``, ``veto`` (N,) depth-first, the first two NaN where masked; ``sizes`` (R,)
     criteria of each response; ``rewards`` (R,) the judge's; ``tail`` (R,) whether the response is in the prompt's top
-    share; ``cut`` tokens lost.
+    share; ``places`` (R,) where the responses stand in the data; ``cut`` tokens lost. ``pairs`` (better, worse): the
+    only ones to train on; None means all that the judge tells apart.
     """
 
     tree: Tree
@@ -55,7 +57,9 @@ class TrainingTree:
     sizes: list[int]
     rewards: list[float]
     tail: list[bool]
+    places: list[int]
     cut: int
+    pairs: list[tuple[int, int]] | None = None
 
 
 def load_judged(name: str) -> list[JudgedResponse]:
@@ -96,25 +100,29 @@ def build_trees(
     seed: int,
     tail: float = 0.25,
     drilled: Sequence[Sequence[Drill]] | None = None,
+    chosen: Collection[int] | None = None,
 ) -> list[TrainingTree]:
     """Group records by prompt, shuffle each group's responses, and cut it into trees of about equal size.
 
     ``drilled``: for each record, criteria to ask beside its rubric, with their verdicts. They have no weight in
     rewards and pairs. Counts are divided by their mean over all verdicts, so that those of equal count weigh 1.
+    ``chosen``: the places of the only records to put into trees; tails and counts are still those among all.
     """
-    groups: dict[str, list[tuple[JudgedResponse, Sequence[Drill]]]] = defaultdict(list)
-    for record, drills_of_it in zip(records, drilled or itertools.repeat(()), strict=drilled is not None):
-        groups[record.prompt].append((record, drills_of_it))
-    typical = _mean_count(itertools.chain(*groups.values()))
+    asked = list(zip(records, drilled or itertools.repeat(()), strict=drilled is not None))
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, record in enumerate(records):
+        groups[record.prompt].append(place)
+    typical = _mean_count(asked)
+    rewards = [rubric_reward(record.rubric, record.values()) for record in records]
     trees = []
-    for prompt, members in groups.items():
-        random.Random(f"{seed}/{prompt}").shuffle(members)
-        rewards = [rubric_reward(record.rubric, record.values()) for record, _ in members]
-        top = _in_tail(rewards, tail)
+    for prompt, everybody in groups.items():
+        random.Random(f"{seed}/{prompt}").shuffle(everybody)
+        top = dict(zip(everybody, _in_tail([rewards[place] for place in everybody], tail), strict=True))
+        members = [place for place in everybody if chosen is None or place in chosen]
         count = math.ceil(len(members) / responses_per_tree)
         for part in range(count):
-            chosen = range(part, len(members), count)
-            some = [members[index] for index in chosen]
+            places = members[part::count]
+            some = [asked[place] for place in places]
             criteria = [[*record.rubric.criteria, *(criterion for criterion, _ in more)] for record, more in some]
             encoded = encoder.encode(prompt, [record.response for record, _ in some], criteria)
             values = [[*record.values(), *(verdict.value for _, verdict in more)] for record, more in some]
@@ -132,8 +140,9 @@ def build_trees(
                     ],
                     [c.veto and i < n for row, n in zip(criteria, own, strict=True) for i, c in enumerate(row)],
                     [len(row) for row in criteria],
-                    [rewards[index] for index in chosen],
-                    [top[index] for index in chosen],
+                    [rewards[place] for place in places],
+                    [top[place] for place in places],
+                    places,
                     encoded.prompt_cut + sum(encoded.response_cut),
                 )
             )
@@ -172,7 +181,10 @@ def collate(trees: Sequence[TrainingTree], tail_weight: float) -> dict[str, Any]
     sizes = torch.tensor([size for tree in trees for size in tree.sizes])
     pairs, pair_weights, first = [], [], 0
     for tree in trees:
-        found = judged_pairs(tree.rewards, tree.tail, tail_weight)
+        if tree.pairs is None:
+            found = judged_pairs(tree.rewards, tree.tail, tail_weight)
+        else:
+            found = [(better, worse, 1.0) for better, worse in tree.pairs]
         verdicts = sum(not math.isnan(value) for value in tree.values)
         total = sum(weight for *_, weight in found)
         pairs += [(first + better, first + worse) for better, worse, _ in found]
@@ -222,11 +234,19 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self.epoch = 0
         self.length = len(self.batches) // processes * processes
         if not self.length:
-            raise ValueError(f"TokenBudgetSampler: {len(self.batches)} batches do not feed {processes} processes")
+            raise UserError(
+                f"tokens_per_batch: {len(self.batches)} batches do not feed {processes} processes; lower it, or start "
+                "fewer processes"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
         self.epoch = epoch
+
+    @property
+    def sampler(self) -> Self:
+        """Where accelerate looks for `set_epoch` if several processes share the batches."""
+        return self
 
     def __len__(self) -> int:
         return self.length
@@ -235,6 +255,37 @@ class TokenBudgetSampler(Sampler[list[int]]):
         order = list(range(len(self.batches)))
         random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
         return iter([self.batches[index] for index in order[: self.length]])
+
+
+class ReplaySampler(TokenBudgetSampler):
+    """Batches of some trees, each filled up with others that come after them in the data: another draw every epoch.
+
+    ``lengths`` are those of the former, an epoch is one pass over them; ``others`` those of the latter. These take the
+    ``share`` in [0, 1) of each batch's tokens, by one tree at most more, and one at least unless ``share`` is 0.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], others: Sequence[int], share: float, budget: int, seed: int, processes: int = 1
+    ) -> None:
+        super().__init__(lengths, round((1 - share) * budget), seed, processes)
+        self.lengths = [*lengths, *others]
+        self.others = range(len(lengths), len(self.lengths))
+        self.ratio = share / (1 - share)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = self._draw()
+        for batch in super().__iter__():
+            room = self.ratio * sum(self.lengths[index] for index in batch)
+            added: list[int] = []
+            while sum(self.lengths[index] for index in added) < room:
+                added.append(next(draw))
+            yield [*batch, *added]
+
+    def _draw(self) -> Iterator[int]:
+        """The others in a random order, and again in another."""
+        source = random.Random(f"{self.seed}/{self.epoch}/others")
+        while True:
+            yield from source.sample(self.others, len(self.others))
 
 
 def collator(tail_weight: float) -> Callable[[Sequence[TrainingTree]], dict[str, Any]]:

@@ -150,8 +150,13 @@ class RubricRewardModel(nn.Module):
             self.backbone.load_state_dict(state)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: str = "auto", attention: str = "auto") -> Self:
-        """Load what `save` wrote, for inference. Raises UserError if ``folder`` is not a whole model."""
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: str = "auto", attention: str = "auto", trainable: bool = False
+    ) -> Self:
+        """Load what `save` wrote, for inference or, ``trainable``, to train on.
+
+        Raises UserError if ``folder`` is not a whole model.
+        """
         folder = Path(folder)
         try:
             description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
@@ -167,7 +172,7 @@ class RubricRewardModel(nn.Module):
             model = cls.from_language_model(
                 base, max_length=max_length, dtype=dtype, attention=attention, rubric_blind=blind
             )
-            model.backbone = PeftModel.from_pretrained(model.backbone, str(folder / "backbone"))
+            model.backbone = PeftModel.from_pretrained(model.backbone, str(folder / "backbone"), is_trainable=trainable)
             compute_in_backbone_dtype(model.backbone)
         else:
             backbone = AutoModel.from_pretrained(folder / "backbone", dtype=as_dtype(dtype), attn_implementation=NAME)

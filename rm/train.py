@@ -16,10 +16,11 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import TrainOutput
 
 from rm.attention import choose_backend
 from rm.backbone import as_dtype, load_tokenizer
-from rm.config import TrainConfig
+from rm.config import TailConfig, TrainConfig
 from rm.data import (
     MASKED,
     TokenBudgetSampler,
@@ -51,19 +52,38 @@ class DistillationTrainer(Trainer):
     optimizer: Any
     control: Any
 
-    def __init__(self, config: TrainConfig, model: RubricRewardModel, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig | TailConfig,
+        model: RubricRewardModel,
+        args: TrainingArguments,
+        *,
+        tail_weight: float,
+        **kwargs: Any,
+    ) -> None:
         self.config = config
-        super().__init__(model, args, data_collator=collator(config.tail_weight), **kwargs)
+        stop = EarlyStoppingCallback(config.patience)
+        super().__init__(model, args, data_collator=collator(tail_weight), callbacks=[stop], **kwargs)
+        self.pop_callback(ProgressCallback)
+        self.add_callback(_Progress)
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of packed trees, dealt out to the processes in turn."""
-        sampler = TokenBudgetSampler(
+    def run(self, *, resume: bool) -> TrainOutput:
+        """Train, from the last whole checkpoint if ``resume``; the model has the best weights then."""
+        checkpoint = last_checkpoint(Path(self.args.output_dir)) if resume else None
+        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def sampler(self) -> TokenBudgetSampler:
+        """What the batches are."""
+        return TokenBudgetSampler(
             [tree.tree.length for tree in self.train_dataset],
             self.config.tokens_per_batch,
             self.args.seed,
             self.accelerator.num_processes,
         )
-        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of packed trees, dealt out to the processes in turn."""
+        loader = DataLoader(self.train_dataset, batch_sampler=self.sampler(), collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -91,13 +111,15 @@ class DistillationTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Read the validation trees; every process reads all of them, so all agree on when to stop."""
-        trees = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics = evaluate_trees(self.model, trees, self.config.tokens_per_batch, self.args.device)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        """Read the validation data; every process reads all of it, so all agree on when to stop."""
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def validate(self) -> dict[str, float]:
+        """The numbers of one validation, by name."""
+        return evaluate_trees(self.model, self.eval_dataset, self.config.tokens_per_batch, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         self.accelerator.unwrap_model(self.model).save(output_dir or self.args.output_dir)
@@ -115,7 +137,7 @@ class _Progress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None or not logs:
             return
-        if "eval_loss" in logs:
+        if any(name.startswith("eval_") for name in logs):
             shown = "  ".join(f"{name[5:]} {logs[name]:.3f}" for name in logs if name.startswith("eval_"))
             self.training_bar.write(f"step {state.global_step:>4}  validation: {shown}")
         elif "loss" in logs:
@@ -179,8 +201,8 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
-    """Our configuration in transformers' words."""
+def training_arguments(config: TrainConfig | TailConfig, folder: Path, select_by: str) -> TrainingArguments:
+    """Our configuration in transformers' words; ``select_by`` names the validation number of the best checkpoint."""
     return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         learning_rate=config.learning_rate,
@@ -195,8 +217,8 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         save_steps=config.eval_steps,
         save_total_limit=config.keep_checkpoints,
         load_best_model_at_end=True,
-        metric_for_best_model=config.select_by,
-        greater_is_better=config.select_by not in ("loss", "brier"),
+        metric_for_best_model=select_by,
+        greater_is_better=select_by not in ("loss", "brier"),
         logging_steps=config.logging_steps,
         report_to=config.report_to,
         seed=config.seed,
@@ -249,20 +271,17 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     trainer = DistillationTrainer(
         config,
         model,
-        training_arguments(config, folder),
+        training_arguments(config, folder, config.select_by),
+        tail_weight=config.tail_weight,
         train_dataset=train_trees,
         eval_dataset=eval_trees,
-        callbacks=[EarlyStoppingCallback(config.patience)],
     )
-    trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(_Progress)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS) if config.resume else None
     started = time.perf_counter()
     device = trainer.args.device
     before = evaluate_trees(trainer.model.to(device), eval_trees, config.tokens_per_batch, device)
     if config.select_by not in before:
         raise UserError(f"select_by: {config.select_by} is undefined on these validation responses; select by loss")
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = trainer.run(resume=config.resume)
     after = evaluate_trees(trainer.model, eval_trees, config.tokens_per_batch, device)
     report = {
         "steps": result.global_step,

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from rm.data import TokenBudgetSampler, budget_batches, build_trees, collate, judged_pairs, load_exact, load_judged
@@ -84,6 +86,18 @@ def test_sampler_gives_every_process_as_much_and_a_new_order_every_epoch():
     assert sorted(index for batch in TokenBudgetSampler(lengths, 80, seed=1) for index in batch) == list(range(10))
     with pytest.raises(ValueError, match="do not feed 8 processes"):
         TokenBudgetSampler(lengths, 10_000, seed=1, processes=8)
+
+
+def test_the_order_changes_with_the_epoch_for_several_processes_too():
+    sampler = TokenBudgetSampler([10] * 8, 10, seed=1, processes=2)
+    loader = DataLoader(range(8), batch_sampler=sampler, collate_fn=list)
+    shares = [prepare_data_loader(loader, num_processes=2, process_index=k, even_batches=False) for k in range(2)]
+    orders = []
+    for epoch in range(2):
+        for share in shares:
+            share.set_epoch(epoch)
+        orders.append([index for share in shares for batch in share for index in batch])
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(8)) and orders[0] != orders[1]
 
 
 def test_data_without_verdicts_is_refused(judged, tmp_path):

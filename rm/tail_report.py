@@ -1,0 +1,233 @@
+"""What a tail stage changed: the arithmetic of before and after, whether it hurt, a table and a plot of it.
+
+Owns no training and no files but the plot. The statistics are `rm.metrics`; which verdicts and pairs count, `rm.sides`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table as TextTable
+
+from rm import metrics
+from rm.page import BLUE, GREY, ORANGE, short, signed
+from rm.sides import Predicted, Table, criterion_statistics, pair_sets, rewards
+from rubric_data.files import atomic_path, json_number
+from rubric_data.pairs import Pairs, same_prompt_pairs
+from rubric_data.records import JudgedResponse
+
+TAILS = (0.5, 0.25, 0.1)  # top shares of each prompt that are always reported
+BINS = 5
+TAIL_ACCURACY = "tail_pair_accuracy"
+_LIMITS = (-0.04, 1.04)  # of what lies in [0, 1], with room for the marks at its ends
+_HURT = {"brier": 1, "auroc": -1}  # of each guarded number, the sign of a change for the worse
+
+Probs = Sequence[np.ndarray]  # P(met) of every criterion, (K,) for each response
+
+
+def numbers(records: Sequence[JudgedResponse], probs: Probs, tail: float) -> dict[str, float]:
+    """Brier score, AUROC and pair accuracy, over all and among each prompt's top ``tail``; undefined ones left out."""
+    table = Table.of(records)
+    one = Predicted.of(probs, records, table)
+    verdicts = criterion_statistics(table, one)
+    found: dict[str, metrics.Statistic] = {key: verdicts[key] for key in _HURT}
+    for key, pairs in zip(("pair_accuracy", TAIL_ACCURACY), pair_sets(table, tail), strict=True):
+        found[key] = metrics.pair_accuracy(*rewards(table, one), pairs, "half")
+    values = {key: metrics.value(statistic, table.prompts) for key, statistic in found.items()}
+    return {key: value for key, value in values.items() if not np.isnan(value)}
+
+
+def forgotten(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> list[str]:
+    """What got worse over all validation verdicts by more than ``tolerance``: a phrase for each, none if all held."""
+    return [
+        f"{key} {'rose' if sign > 0 else 'fell'} from {before[key]:.4f} to {after[key]:.4f}"
+        for key, sign in _HURT.items()
+        if key in before and key in after and sign * (after[key] - before[key]) > tolerance
+    ]
+
+
+def objections(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> list[str]:
+    """Why the new weights are not worth keeping, a phrase for each reason; none if they are."""
+    worse = after[TAIL_ACCURACY] < before[TAIL_ACCURACY]
+    tail = [f"tail pair accuracy fell from {before[TAIL_ACCURACY]:.4f} to {after[TAIL_ACCURACY]:.4f}"] if worse else []
+    return tail + forgotten(before, after, tolerance)
+
+
+def compare(
+    records: Sequence[JudgedResponse], before: Probs, after: Probs, *, tail: float, bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Agreement with the judge before and after, and the change, as JSON-able values (docs/metrics.md, tail.json).
+
+    Every interval comes from the same ``bootstrap`` resamples of prompts; the change is paired. The quantiles are
+    equal-mass bins of the judge's reward over all prompts, the worst responses first.
+    """
+    table = Table.of(records)
+    sides = {name: Predicted.of(probs, records, table) for name, probs in (("before", before), ("after", after))}
+    counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
+
+    def settle(found: Mapping[str, Mapping[str, metrics.Statistic]]) -> dict[str, Any]:
+        old, new = found["before"], found["after"]
+        changes = {key: metrics.difference(new[key], old[key], counts_RP) for key in old}
+        return {
+            key: {
+                "before": _as_dict(metrics.estimate(old[key], counts_RP)),
+                "after": _as_dict(metrics.estimate(new[key], counts_RP)),
+                "change": _as_dict(change),
+            }
+            for key, change in changes.items()
+        }
+
+    everything = same_prompt_pairs(table.prompt_B)
+    shares = sorted({*TAILS, tail}, reverse=True)
+    sets = {"all": everything} | {f"top_{100 * share:g}": pair_sets(table, share)[1] for share in shares}
+    bin_B, bin_N = _bins(records, table)
+    rows = []
+    for index in np.unique(bin_B):
+        chosen_B, chosen_N = bin_B == index, bin_N == index
+        within = everything.within(np.where(chosen_B, 0, -1))
+        rows.append(
+            {
+                "low": json_number(table.reward_B[chosen_B].min()),
+                "high": json_number(table.reward_B[chosen_B].max()),
+                "responses": int(chosen_B.sum()),
+                "pairs": _ordered(table, within),
+                "gold": _as_dict(metrics.estimate(_mean(table, table.reward_B, chosen_B), counts_RP)),
+            }
+            | settle(
+                {
+                    name: {
+                        "pair_accuracy": metrics.pair_accuracy(*rewards(table, one), within, "half"),
+                        "proxy": _mean(table, one.reward_B, chosen_B),
+                        "error": _mean(table, np.abs(one.reward_B - table.reward_B), chosen_B),
+                        "brier": criterion_statistics(table, one, chosen_N)["brier"],
+                    }
+                    for name, one in sides.items()
+                }
+            )
+        )
+    return {
+        "prompts": table.prompts,
+        "responses": len(records),
+        "verdicts": len(table.gold_N),
+        "verdict": settle({name: criterion_statistics(table, one) for name, one in sides.items()}),
+        "pairs": {key: _ordered(table, pairs) for key, pairs in sets.items()},
+        "pair_accuracy": settle(
+            {
+                name: {key: metrics.pair_accuracy(*rewards(table, one), pairs, "half") for key, pairs in sets.items()}
+                for name, one in sides.items()
+            }
+        ),
+        "by_quantile": rows,
+    }
+
+
+def _bins(records: Sequence[JudgedResponse], table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The bin of each rewarded response, and of each known verdict; -1 where its response has no reward."""
+    bin_B = metrics.equal_mass_bins(table.reward_B, BINS)
+    of_response = np.full(len(records), -1)
+    of_response[table.rewarded_B] = bin_B
+    sizes = [len(record.rubric.criteria) for record in records]
+    return bin_B, np.repeat(of_response, sizes)[table.known_N]
+
+
+def _mean(table: Table, value_B: np.ndarray, chosen_B: np.ndarray) -> metrics.Ratio:
+    return metrics.mean(value_B[chosen_B], table.prompt_B[chosen_B], table.prompts)
+
+
+def _ordered(table: Table, pairs: Pairs) -> int:
+    """How many of ``pairs`` the judge tells apart."""
+    return int((table.reward_B[pairs.first_M] != table.reward_B[pairs.second_M]).sum())
+
+
+def _as_dict(estimate: metrics.Estimate) -> dict[str, float | None]:
+    return {key: json_number(value) for key, value in asdict(estimate).items()}
+
+
+# --- what it looks like ----------------------------------------------------------------------------------------------
+
+
+def tables(result: Mapping[str, Any]) -> list[TextTable]:
+    """Over all and in the tail, then by quantile of the judge's reward, for a terminal of 80 columns."""
+    kept = "kept" if result["kept"] else "not kept"
+    first = _table(f"Validation before and after, {result['validation']['prompts']} prompts; {kept}", "number")
+    for key, label in (("brier", "Brier score"), ("auroc", "AUROC"), ("ece", "ECE")):
+        first.add_row(label, "", *_cells(result["validation"]["verdict"][key]))
+    for key, change in result["validation"]["pair_accuracy"].items():
+        first.add_row(f"pair accuracy, {_share(key)}", str(result["validation"]["pairs"][key]), *_cells(change))
+    second = _table("By quantile of the judge's reward", "reward of the judge")
+    for row in result["validation"]["by_quantile"]:
+        second.add_row(f"{_range(row, ' to ')}, pair accuracy", str(row["pairs"]), *_cells(row["pair_accuracy"]))
+        second.add_row("  error of the reward", str(row["responses"]), *_cells(row["error"]))
+    return [first, second]
+
+
+def _table(title: str, first: str) -> TextTable:
+    table = TextTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for column in ("n", "before", "after", "change [95 %]"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(change: Mapping[str, Mapping[str, float | None]]) -> tuple[str, str, str]:
+    gain = change["change"]
+    shown = signed(gain["value"])
+    if gain["low"] is not None:
+        shown += f" [{signed(gain['low'])} {signed(gain['high'])}]"
+    return short(change["before"]["value"], 3), short(change["after"]["value"], 3), shown
+
+
+def _share(key: str) -> str:
+    return key.replace("top_", "top ") + (" %" if key != "all" else "")
+
+
+def _range(row: Mapping[str, Any], to: str) -> str:
+    low, high = f"{row['low']:.2f}", f"{row['high']:.2f}"
+    return low if low == high else low + to + high
+
+
+def plot(path: str | Path, result: Mapping[str, Any]) -> None:
+    """Pair accuracy by tail and by quantile, and mean rewards by quantile, before and after."""
+    from matplotlib.figure import Figure  # not pyplot: it would choose a window system
+
+    found = result["validation"]
+    rows = found["by_quantile"]
+    ranges = [_range(row, "–") for row in rows]
+    figure = Figure(figsize=(12.6, 3.9), layout="constrained")
+    tails, quantiles, means = figure.subplots(1, 3)
+    names = list(found["pair_accuracy"])
+    _draw_pairs(tails, [_share(name) for name in names], list(found["pair_accuracy"].values()))
+    tails.set(xlabel="responses of each prompt, by the judge", ylabel="pair accuracy", title="pairs in the tail")
+    _draw_pairs(quantiles, ranges, [row["pair_accuracy"] for row in rows])
+    quantiles.set(xlabel="reward of the judge, by quantile", ylabel="pair accuracy", title="pairs within a quantile")
+    means.plot(ranges, [row["gold"]["value"] for row in rows], color=GREY, linestyle="--", label="judge")
+    _draw(means, ranges, [row["proxy"] for row in rows])
+    means.set(xlabel="reward of the judge, by quantile", ylabel="mean reward", title="rewards", ylim=_LIMITS)
+    for ax in (tails, quantiles, means):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    means.legend(loc="upper left", fontsize=8, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def _draw_pairs(ax: Any, names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> None:
+    ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--", zorder=0)  # chance
+    _draw(ax, names, changes)
+    ax.set_ylim(*_LIMITS)
+    ax.legend(loc="lower left", fontsize=8, frameon=False)
+
+
+def _draw(ax: Any, names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> None:
+    """A point with its interval for each name, before beside after; what is undefined is left out."""
+    for key, shift, colour in (("before", -0.1, ORANGE), ("after", 0.1, BLUE)):
+        shown = [(place, change[key]) for place, change in enumerate(changes) if change[key]["low"] is not None]
+        value = np.array([one["value"] for _, one in shown])
+        spread = [np.abs(value - [one[end] for _, one in shown]) for end in ("low", "high")]
+        places = np.array([place for place, _ in shown]) + shift
+        ax.errorbar(places, value, spread, fmt="o", color=colour, markersize=5, capsize=2, label=key)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.5, len(names) - 0.5)  # where nothing is defined, too
