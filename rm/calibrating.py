@@ -17,6 +17,7 @@ from scipy.special import expit
 from rm import conformal, metrics, reward_level
 from rm.calibration import FILE, Calibration, Verdicts, choose, number_texts, prompt_folds
 from rm.config import CalibrateConfig
+from rm.levels import Steps, levels_of
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path
 from rubric_data.records import JudgedResponse
@@ -43,7 +44,7 @@ def run_calibrate(config: CalibrateConfig) -> dict[str, Any]:
     scorer = RubricScorer.from_pretrained(
         folder, tokens_per_batch=config.tokens_per_batch, use_verifiers=False, calibration=Calibration()
     )
-    logits = [one.logits for one in scorer.score_records(records, progress=True)]
+    logits = [one.step_logits for one in scorer.score_records(records, progress=True)]
     fitted = fit(records, logits, planned_kl=config.planned_kl, coverage=config.coverage)
     fitted.calibration.save(folder, fitted.report)
     plot(folder / PLOT, fitted)
@@ -73,7 +74,7 @@ class Fitted:
 def fit(
     records: Sequence[JudgedResponse], logits: Sequence[np.ndarray], *, planned_kl: float, coverage: float
 ) -> Fitted:
-    """Calibrate verdicts, then rewards; ``logits[i]`` (K,) are the model's on ``records[i]``.
+    """Calibrate verdicts, then rewards; ``logits[i]`` (M,) are the model's on the steps of ``records[i]``.
 
     The reward level is fitted on probabilities that did not see the prompt, so that its errors are those of new
     prompts. With too few prompts for it the calibration has none and the report says so. Raises UserError with
@@ -82,11 +83,13 @@ def fit(
     reward_level.check(planned_kl, coverage)
     needed = reward_level.prompts_needed(coverage)
     verdicts = Verdicts.of(records, logits)
-    calibration, after_N, report = choose(verdicts)
+    calibration, after, report = choose(verdicts)
+    gold_N, before_N, after_N = map(verdicts.steps.expected, (verdicts.gold_N, expit(verdicts.logits_N), after))
+    prompt_N = verdicts.prompt_N[verdicts.steps.step_M == 1]
     probs = _by_response(records, after_N)
     prompt_B = number_texts(records)
     rewards = reward_level.Rewards.of(records, probs, prompt_B)
-    fitted = Fitted(calibration, report, verdicts.gold_N, expit(verdicts.logits_N), after_N)
+    fitted = Fitted(calibration, report, gold_N, before_N, after_N)
     prompts = len(np.unique(rewards.prompt_B))
     if prompts < needed:
         report["reward_level"] = {
@@ -94,16 +97,18 @@ def fit(
             "judge more"
         }
         return fitted
-    misses_N = np.abs(verdicts.gold_N - after_N) / reward_level.verdict_scale(after_N)
+    misses_N = np.abs(gold_N - after_N) / reward_level.verdict_scale(after_N)
     level, mapped_B, about = reward_level.fit(
         rewards,
         prompt_folds(rewards.prompt_B),
         planned_kl=planned_kl,
         coverage=coverage,
-        verdict_quantile=conformal.quantile(misses_N, verdicts.prompt_N, np.ones(len(misses_N)), coverage),
+        verdict_quantile=conformal.quantile(misses_N, prompt_N, np.ones(len(misses_N)), coverage),
     )
     weight_B = reward_level.tail_weights(rewards.proxy_B, rewards.prompt_B, level.beta)
-    raw = reward_level.Rewards.of(records, [expit(row) for row in logits], prompt_B).proxy_B
+    asked = [Steps.of(levels_of(record.rubric.criteria)) for record in records]
+    raw_probs = [steps.expected(expit(row)) for steps, row in zip(asked, logits, strict=True)]
+    raw = reward_level.Rewards.of(records, raw_probs, prompt_B).proxy_B
     predicted = {"raw": raw, "proxy": rewards.proxy_B, "calibrated": mapped_B}
     error = reward_level.errors(rewards.gold_B, predicted, rewards.proxy_B, weight_B)
     report["reward_level"] = about | {"error": error}
@@ -133,9 +138,9 @@ def summary_table(report: Mapping[str, Any]) -> Table:
         if row["name"] not in best or row["brier"] < best[row["name"]]["brier"]:
             best[row["name"]] = row
     for name, row in best.items():
-        prior = "" if row["group_by"] == "none" else f"{row['prior_count']:g}"
+        prior = row["prior_count"] or row["step_prior"]  # of what was added last
         numbers = (f"{row[key]:.4f}" for key in ("brier", "log_loss", "ece"))
-        table.add_row(name, prior, *numbers, style="bold" if name == chosen["name"] else "")
+        table.add_row(name, f"{prior:g}" if prior else "", *numbers, style="bold" if name == chosen["name"] else "")
     return table
 
 

@@ -26,6 +26,7 @@ class TrainConfig:
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     learning_rate: float = 5e-4  # of the backbone, at its peak
     head_learning_rate: float = 5e-4  # of the verdict head
+    level_learning_rate: float = 1e-2  # of the spacing of levels, eight numbers, where criteria are graded
     weight_decay: float = 0.0  # of AdamW
     warmup_ratio: float = 0.05  # share of the steps over which the learning rate rises
     epochs: float = 1.0  # passes over the training split

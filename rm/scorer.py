@@ -23,6 +23,7 @@ from rm.config import RewardKind, ScoreConfig
 from rm.data import budget_batches
 from rm.encoding import Encoder
 from rm.layout import Branch, Tree, pack
+from rm.levels import Steps, levels_of, thresholds
 from rm.model import RubricRewardModel
 from rm.prefix_cache import PrefixCache, Reading
 from rm.reward_level import Expected
@@ -38,13 +39,23 @@ _MOST_IN_PART = 64  # responses that a Ray worker scores at a time, and that are
 
 
 @dataclass(frozen=True)
+class Graded:
+    """The M steps (`rm.levels`) that K criteria ask, some of them graded: P(level >= j), and the raw logits, (M,)."""
+
+    steps: Steps
+    probs: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scored:
     """One response under one rubric of K criteria.
 
-    ``probs`` (K,) calibrated P(met) and ``logits`` (K,) raw, in the rubric's order; where code answered, 0 or 1 and no
-    logit (NaN). ``reward`` in [0, 1]. ``truncated``: how many tokens of prompt and response did not fit the model's
-    window, 0 if it had nothing to read. ``expected``: what the judge would say, with intervals; None unless the model
-    was calibrated on prompts enough.
+    ``probs`` (K,) calibrated P(met), of a graded criterion its expected level over the best one, and ``logits`` (K,)
+    the same uncalibrated, in the rubric's order; where code answered, its answer and no logit (NaN). ``reward`` in
+    [0, 1]. ``truncated``: how many tokens of prompt and response did not fit the model's window, 0 if it had nothing to
+    read. ``expected``: what the judge would say, with intervals; None unless the model was calibrated on prompts
+    enough. ``graded``: what the answers are made of; None if all criteria are of yes and no.
     """
 
     probs: np.ndarray
@@ -52,6 +63,19 @@ class Scored:
     reward: float
     truncated: int
     expected: Expected | None = None
+    graded: Graded | None = None
+
+    @property
+    def level_probs(self) -> tuple[np.ndarray, ...]:
+        """Probability of every level of each criterion, worst first, K of (L,); of yes and no (1 - p, p)."""
+        if self.graded is None:
+            return Steps.of([2] * len(self.probs)).split(self.probs)
+        return self.graded.steps.split(self.graded.probs)
+
+    @property
+    def step_logits(self) -> np.ndarray:
+        """Raw logits of the steps, (M,); `logits` themselves if all criteria are of yes and no."""
+        return self.logits if self.graded is None else self.graded.logits
 
     @property
     def by_code(self) -> np.ndarray:
@@ -90,6 +114,7 @@ class RubricScorer:
         self.tokens_per_batch = tokens_per_batch
         self.use_verifiers = use_verifiers
         self.reward = reward
+        self._cuts = {2: np.zeros(1)}  # thresholds by number of levels
         self.cache = PrefixCache(cache_tokens) if cache_tokens else None
         if reward != "proxy" and self.calibration.reward_level is None:
             raise UserError(
@@ -209,13 +234,28 @@ class RubricScorer:
     ) -> Scored:
         """The answers of the checks, and between them the model's: J logits, in the rubric's order."""
         by_code = np.array([check is not None for check in checks])
-        logits_K = np.full(len(checks), np.nan)
-        logits_K[~by_code] = logits_J
-        probs_K = self.calibration(logits_K, rubric.criteria)
-        probs_K[by_code] = [check(response, prompt) for check in checks if check is not None]
+        latent_K, exact_K = np.full(len(checks), np.nan), np.full(len(checks), np.nan)
+        latent_K[~by_code] = logits_J
+        exact_K[by_code] = [check(response, prompt) for check in checks if check is not None]
+        levels_K = levels_of(rubric.criteria)
+        steps = Steps.of(levels_K)
+        logits_M = latent_K[steps.verdict_M] - self._thresholds(levels_K)
+        reached_M = np.where(
+            by_code[steps.verdict_M], steps.targets(exact_K), self.calibration(logits_M, rubric.criteria)
+        )
+        probs_K = steps.expected(reached_M)
         level = self.calibration.reward_level
         expected = None if level is None else level.expected(rubric, probs_K, by_code)
-        return Scored(probs_K, logits_K, self._reward(rubric, probs_K, expected), truncated, expected)
+        reward = self._reward(rubric, probs_K, expected)
+        graded = Graded(steps, reached_M, logits_M) if steps.graded else None
+        return Scored(probs_K, steps.logits(logits_M), reward, truncated, expected, graded)
+
+    def _thresholds(self, levels_K: Sequence[int]) -> np.ndarray:
+        """Of the model's levels, (M,), for all the criteria of a rubric."""
+        for levels in levels_K:
+            if levels not in self._cuts:
+                self._cuts[levels] = thresholds(self.model.level_spacing.detach().cpu().numpy(), levels)
+        return np.concatenate([self._cuts[levels] for levels in levels_K])
 
     def _reward(self, rubric: Rubric, probs_K: np.ndarray, expected: Expected | None) -> float:
         if expected is None or self.reward == "proxy":

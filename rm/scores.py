@@ -47,10 +47,18 @@ def _criterion_rows(record: JudgedResponse, item: "Scored") -> list[dict[str, An
     nothing = [None] * len(item.probs)
     expected = item.expected
     low, high = (nothing, nothing) if expected is None else (expected.prob_low.tolist(), expected.prob_high.tolist())
-    columns = zip(record.rubric.criteria, item.probs.tolist(), low, high, item.by_code.tolist(), strict=True)
+    levels = [own.tolist() if len(own) > 2 else None for own in item.level_probs]
+    columns = zip(record.rubric.criteria, item.probs.tolist(), low, high, item.by_code.tolist(), levels, strict=True)
     return [
-        {"criterion_id": criterion.id, "probability": prob, "low": below, "high": above, "by_code": by_code}
-        for criterion, prob, below, above, by_code in columns
+        {
+            "criterion_id": criterion.id,
+            "probability": prob,
+            "low": below,
+            "high": above,
+            "by_code": by_code,
+            "levels": level_probs,
+        }
+        for criterion, prob, below, above, by_code, level_probs in columns
     ]
 
 
