@@ -25,7 +25,7 @@ from sklearn.model_selection import GroupKFold
 
 from rm import metrics, monotone
 from rm.levels import Steps, levels_of
-from rm.reward_level import RewardLevel
+from rm.reward_level import Doubted, RewardLevel
 from rubric_data.errors import UserError
 from rubric_data.files import json_number, write_json
 from rubric_data.records import Criterion, JudgedResponse
@@ -142,7 +142,7 @@ class Calibration:
                 Curve(**{**curve, "knots": _pairs(curve["knots"])}),
                 stored["group_by"],
                 {key: Adjustment(**one) for key, one in stored["groups"].items()},
-                None if level is None else RewardLevel(**{**level, "knots": _pairs(level["knots"])}),
+                None if level is None else _reward_level(level),
                 {key: Adjustment(**one) for key, one in stored.get("steps", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -150,6 +150,12 @@ class Calibration:
                 f"{path}: is no calibration that this version reads ({error}); run `calibrate` again with "
                 "--overwrite true"
             ) from None
+
+
+def _reward_level(stored: Mapping[str, Any]) -> RewardLevel:
+    doubted = stored.get("doubted")
+    parts = {"knots": _pairs(stored["knots"]), "doubted": None if doubted is None else Doubted(**doubted)}
+    return RewardLevel(**{**stored, **parts})
 
 
 def group_key(criterion: Criterion, group_by: GroupBy) -> str | None:

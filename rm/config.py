@@ -54,7 +54,7 @@ class TrainConfig:
 class CalibrateConfig:
     """Put the model's verdicts and rewards on the judge's scale, by the validation split and all its criteria."""
 
-    model: str  # model folder of a training run; calibration.json and .png are written into it
+    model: str  # model folder of a training run; calibration.json, .png and posterior.safetensors are written into it
     data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
     planned_kl: float = 2.0  # nats that a policy will move from its start: where the map of rewards must be right
     coverage: float = 0.9  # share of verdicts and of rewards of the judge that the intervals shall hold

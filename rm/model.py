@@ -100,7 +100,16 @@ class RubricRewardModel(nn.Module):
         """Verdict logits (N,), float32, in the depth-first order of the packed trees; of their steps (M,) if asked.
 
         ``levels_N``: how many levels the criterion of each verdict has, 2 for yes and no. The answer is then the logit
-        of every step, "is it level j or better?" (`rm.levels`), which for yes and no is the verdict's own.
+        of every step, "is it level j or better?" (`rm.levels`), which for yes and no is the verdict's own. The rest is
+        as in `features`.
+        """
+        logits_N = self.head(self.features(input_ids, position_ids, layout, reading)).squeeze(-1)
+        return logits_N if levels_N is None else self.step_logits(logits_N, levels_N)
+
+    def features(
+        self, input_ids: Tensor, position_ids: Tensor, layout: TreeLayout, reading: Reading | None = None
+    ) -> Tensor:
+        """What the head reads, (N, D) float32: the last hidden state at the end of each criterion.
 
         ``input_ids`` and ``position_ids`` (1, T) and ``layout`` come from `rm.layout.pack`. With a ``reading``, keys
         and values of prompts and responses are kept, or recalled in place of being computed (`rm.prefix_cache`).
@@ -118,8 +127,7 @@ class RubricRewardModel(nn.Module):
             tree_backend=self.attention,
             tree_reading=reading,
         ).last_hidden_state
-        logits_N = self.head(hidden_1TD[0, answers].float()).squeeze(-1)
-        return logits_N if levels_N is None else self.step_logits(logits_N, levels_N)
+        return hidden_1TD[0, answers].float()
 
     def step_logits(self, logits_N: Tensor, levels_N: Tensor) -> Tensor:
         """The verdicts' logits less the thresholds of their steps, (M,)."""
