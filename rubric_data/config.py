@@ -191,3 +191,13 @@ class LedgerVerifyConfig:
 
     ledger: str  # SQLite ledger; it is only read
     data: str | None = None  # 'builtin', or a .jsonl / .parquet file of responses with rubrics
+
+
+@dataclass
+class DataLevelsConfig:
+    """Give levels to criteria that were judged on a scale which their file does not name."""
+
+    data: str  # .jsonl or .parquet of judged responses
+    output: str  # .jsonl or .parquet
+    labels: list[str] | None = None  # of the levels, worst first; unset: read off the verdicts, called by their values
+    overwrite: bool = False  # replace an existing output file
