@@ -35,6 +35,7 @@ from rubric_data.config import (
     ConsistencyConfig,
     DataExportConfig,
     DataImportConfig,
+    DataLevelsConfig,
     DataSplitConfig,
     DiffConfig,
     GenerateConfig,
@@ -77,6 +78,12 @@ STAGES = {
         "rubric_data.formats.commands:run_split",
         "Prompts that share an id, a text or a rubric stay together. `judge` does the same with the defaults.",
         "--data runs/rar/responses.jsonl --output runs/rar/split.jsonl",
+    ),
+    "data levels": Stage(
+        DataLevelsConfig,
+        "rubric_data.grading:run_levels",
+        "A criterion gets them if one of its verdicts lies between 0 and 1. Shares of votes are no scale: leave them.",
+        "--data graded.jsonl --labels '[fails, partial, met]' --output runs/graded.jsonl",
     ),
     "data export": Stage(
         DataExportConfig,

@@ -3,8 +3,9 @@
 Owns the order of the work, the report and its plot; verdicts are `rm.calibration`, rewards `rm.reward_level`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import expit
 
-from rm import conformal, metrics, reward_level
+from rm import metrics, posterior, reward_level
 from rm.calibration import FILE, GROUPINGS, Calibration, GroupBy, Verdicts, choose, number_texts, prompt_folds
 from rm.config import CalibrateConfig
+from rm.levels import Steps, levels_of
+from rm.posterior import Posterior
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path
+from rubric_data.files import atomic_path, json_number
 from rubric_data.records import JudgedResponse
+from rubric_data.reward import rubric_reward
 from rubric_data.split import of_split
 
 PLOT = "calibration.png"
@@ -41,18 +45,42 @@ def run_calibrate(config: CalibrateConfig) -> dict[str, Any]:
     reward_level.check(config.planned_kl, config.coverage)  # before hours of work
     records = of_split(load_judged(config.data), "validation")
     scorer = RubricScorer.from_pretrained(
-        folder, tokens_per_batch=config.tokens_per_batch, use_verifiers=False, calibration=Calibration()
+        folder,
+        tokens_per_batch=config.tokens_per_batch,
+        use_verifiers=False,
+        calibration=Calibration(),
+        keep_features=True,
     )
-    logits = [one.logits for one in scorer.score_records(records, progress=True)]
+    scored = scorer.score_records(records, progress=True)
+    layer = scorer.model.head
+    head = np.append(layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy())
     # maps of its own for a criterion would tell a rubric-blind model what it is not to know
     groupings: tuple[GroupBy, ...] = () if scorer.model.rubric_blind else GROUPINGS
-    fitted = fit(records, logits, planned_kl=config.planned_kl, coverage=config.coverage, groupings=groupings)
+    features = [one.features for one in scored if one.features is not None]
+    fitted = fit(
+        records,
+        [one.step_logits for one in scored],
+        planned_kl=config.planned_kl,
+        coverage=config.coverage,
+        groupings=groupings,
+        head=Head(features, head),
+    )
+    if fitted.posterior is not None:
+        fitted.posterior.save(folder)
     fitted.calibration.save(folder, fitted.report)
     plot(folder / PLOT, fitted)
     console = Console()
     console.print(summary_table(fitted.report))
     console.print(f"plot: {folder / PLOT}", soft_wrap=True, markup=False)
     return fitted.report
+
+
+@dataclass(frozen=True)
+class Head:
+    """The verdict head: its weights (D,), and what it read of each of the records, B of (K, D)."""
+
+    features: Sequence[np.ndarray]
+    theta: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,7 @@ class Fitted:
     after_N: np.ndarray
     rewards: reward_level.Rewards | None = None
     weight_B: np.ndarray | None = None
+    posterior: Posterior | None = None
 
 
 def fit(
@@ -79,21 +108,28 @@ def fit(
     planned_kl: float,
     coverage: float,
     groupings: Sequence[GroupBy] = GROUPINGS,
+    head: Head | None = None,
 ) -> Fitted:
-    """Calibrate verdicts, then rewards; ``logits[i]`` (K,) are the model's on ``records[i]``.
+    """Calibrate verdicts, then rewards; ``logits[i]`` (M,) are the model's on the steps of ``records[i]``.
 
     The reward level is fitted on probabilities that did not see the prompt, so that its errors are those of new
-    prompts. With too few prompts for it the calibration has none and the report says so. Raises UserError with
+    prompts. With too few prompts for it the calibration has none and the report says so. With a ``head`` its posterior
+    is fitted too, and held-out intervals decide whether its doubt has a part in them. Raises UserError with
     verdicts on fewer than two prompts, or a number out of range.
     """
     reward_level.check(planned_kl, coverage)
     needed = reward_level.prompts_needed(coverage)
     verdicts = Verdicts.of(records, logits)
-    calibration, after_N, report = choose(verdicts, groupings)
+    calibration, after, report = choose(verdicts, groupings)
+    gold_N, before_N, after_N = map(verdicts.steps.expected, (verdicts.gold_N, expit(verdicts.logits_N), after))
+    prompt_N = verdicts.prompt_N[verdicts.steps.step_M == 1]
     probs = _by_response(records, after_N)
     prompt_B = number_texts(records)
-    rewards = reward_level.Rewards.of(records, probs, prompt_B)
-    fitted = Fitted(calibration, report, verdicts.gold_N, expit(verdicts.logits_N), after_N)
+    told, covariances = None, None
+    if head is not None:
+        told, covariances, report["posterior"] = _posterior(calibration, records, logits, probs, prompt_B, head)
+    rewards = reward_level.Rewards.of(records, probs, prompt_B, covariances)
+    fitted = Fitted(calibration, report, gold_N, before_N, after_N, posterior=told)
     prompts = len(np.unique(rewards.prompt_B))
     if prompts < needed:
         report["reward_level"] = {
@@ -101,20 +137,111 @@ def fit(
             "judge more"
         }
         return fitted
-    misses_N = np.abs(verdicts.gold_N - after_N) / reward_level.verdict_scale(after_N)
+    known = [~np.isnan(record.values()) for record in records]
+    std_N = None if covariances is None else _known(map(_stds, covariances), known)
+    best_B = _best(records)
+    verdict_intervals = reward_level.Intervals(
+        after_N,
+        gold_N - after_N,
+        reward_level.verdict_scale(after_N),
+        std_N,
+        prompt_N,
+        np.repeat(best_B, [int(own.sum()) for own in known]),
+    )
     level, mapped_B, about = reward_level.fit(
         rewards,
         prompt_folds(rewards.prompt_B),
         planned_kl=planned_kl,
         coverage=coverage,
-        verdict_quantile=conformal.quantile(misses_N, verdicts.prompt_N, np.ones(len(misses_N)), coverage),
+        verdicts=verdict_intervals,
+        verdict_folds=prompt_folds(prompt_N),
     )
     weight_B = reward_level.tail_weights(rewards.proxy_B, rewards.prompt_B, level.beta)
-    raw = reward_level.Rewards.of(records, [expit(row) for row in logits], prompt_B).proxy_B
+    asked = [Steps.of(levels_of(record.rubric.criteria)) for record in records]
+    raw_probs = [steps.expected(expit(row)) for steps, row in zip(asked, logits, strict=True)]
+    raw = reward_level.Rewards.of(records, raw_probs, prompt_B).proxy_B
     predicted = {"raw": raw, "proxy": rewards.proxy_B, "calibrated": mapped_B}
     error = reward_level.errors(rewards.gold_B, predicted, rewards.proxy_B, weight_B)
     report["reward_level"] = about | {"error": error}
     return replace(fitted, calibration=replace(calibration, reward_level=level), rewards=rewards, weight_B=weight_B)
+
+
+def _posterior(
+    calibration: Calibration,
+    records: Sequence[JudgedResponse],
+    logits: Sequence[np.ndarray],
+    probs: Sequence[np.ndarray],
+    prompt_B: np.ndarray,
+    head: Head,
+) -> tuple[Posterior, list[np.ndarray], dict[str, Any]]:
+    """The posterior on all verdicts, covariances of each response's answers without its prompt, and what std is worth.
+
+    A prompt is left out of the precision that its own doubt is told by; the prior's is that of all, which no verdict
+    had a part in.
+    """
+    steps = [Steps.of(levels_of(record.rubric.criteria)) for record in records]
+    known = [~np.isnan(record.values()) for record in records]
+    count = np.concatenate([record.counts() for record in records])
+    curvatures = [posterior.curvature(row, own) for row, own in zip(logits, steps, strict=True)]
+    weight = np.nan_to_num(np.concatenate(curvatures) * count / np.nanmean(count))
+    whose = np.repeat(prompt_B, [len(own) for own in known])
+    features = np.concatenate(head.features)
+    everything = posterior.gram(features, weight)
+    precision, effective = posterior.prior_precision(everything, head.theta)
+    covariances: list[np.ndarray] = [np.empty(0)] * len(records)
+    stds = list(covariances)
+    for _, held in prompt_folds(prompt_B):
+        left_out = np.isin(whose, prompt_B[held])
+        rest = posterior.laplace(everything - posterior.gram(features[left_out], weight[left_out]), precision)
+        for place in held:
+            record, directions = records[place], rest.directions(head.features[place])
+            calibrate = partial(calibration, criteria=record.rubric.criteria)
+            told = posterior.doubt(calibrate, record.rubric, logits[place], probs[place], directions, steps[place])
+            covariances[place], stds[place] = told.covariance, told.std
+    gold, prob = (_known(rows, known) for rows in (map(_values, records), probs))
+    report = {
+        "prior_precision": json_number(precision),
+        "weights": len(head.theta),
+        "determined_weights": json_number(effective),
+        "mean_std": json_number(_known(stds, known).mean()),
+    }
+    return (
+        posterior.laplace(everything, precision),
+        covariances,
+        report | _foretold(gold, prob, _known(stds, known), _known(map(_stds, covariances), known)),
+    )
+
+
+def _foretold(gold_N: np.ndarray, prob_N: np.ndarray, logit_std_N: np.ndarray, std_N: np.ndarray) -> dict[str, Any]:
+    """How well doubt foretells answers on the wrong side of 1/2: AUROC, 1/2 by chance."""
+    decided = gold_N != metrics.THRESHOLD
+    wrong = ((gold_N > metrics.THRESHOLD) != (prob_N > metrics.THRESHOLD))[decided].astype(float)
+    none = np.zeros(len(wrong), int)
+    signs = {"logit_std": logit_std_N, "std": std_N, "closeness_to_half": -np.abs(prob_N - metrics.THRESHOLD)}
+    found = {name: metrics.value(metrics.auroc(wrong, own[decided], none, 1)) for name, own in signs.items()}
+    return {"wrong": int(wrong.sum()), "error_auroc": {name: json_number(number) for name, number in found.items()}}
+
+
+def _values(record: JudgedResponse) -> np.ndarray:
+    return np.array(record.values(), float)
+
+
+def _stds(covariance_KK: np.ndarray) -> np.ndarray:
+    return np.sqrt(covariance_KK.diagonal())
+
+
+def _known(rows: Iterable[np.ndarray], known: Sequence[np.ndarray]) -> np.ndarray:
+    """Of each response's (K,) those with a verdict, (N,)."""
+    return np.concatenate([row[own] for row, own in zip(rows, known, strict=True)])
+
+
+def _best(records: Sequence[JudgedResponse]) -> np.ndarray:
+    """Which responses are among the best quarter of their prompt by the judge, (B,) bool."""
+    gold_B = np.array([rubric_reward(record.rubric, record.values()) for record in records])
+    rewarded = np.flatnonzero(~np.isnan(gold_B))
+    best_B = np.zeros(len(records), bool)
+    best_B[rewarded] = metrics.in_tail(gold_B[rewarded], number_texts(records)[rewarded], reward_level.TAIL)
+    return best_B
 
 
 def _by_response(records: Sequence[JudgedResponse], prob_N: np.ndarray) -> list[np.ndarray]:
@@ -140,9 +267,9 @@ def summary_table(report: Mapping[str, Any]) -> Table:
         if row["name"] not in best or row["brier"] < best[row["name"]]["brier"]:
             best[row["name"]] = row
     for name, row in best.items():
-        prior = "" if row["group_by"] == "none" else f"{row['prior_count']:g}"
+        prior = row["prior_count"] or row["step_prior"]  # of what was added last
         numbers = (f"{row[key]:.4f}" for key in ("brier", "log_loss", "ece"))
-        table.add_row(name, prior, *numbers, style="bold" if name == chosen["name"] else "")
+        table.add_row(name, f"{prior:g}" if prior else "", *numbers, style="bold" if name == chosen["name"] else "")
     return table
 
 
@@ -181,7 +308,7 @@ def _draw_map(ax: Any, level: reward_level.RewardLevel, rewards: reward_level.Re
     size = 4 + 60 * np.sqrt(weight_B / weight_B.max())
     ax.scatter(rewards.proxy_B, rewards.gold_B, s=size, color="lightgrey", edgecolor="grey", linewidth=0.4)
     order = np.argsort(rewards.proxy_B, kind="stable")
-    lower_B = level.bounds(rewards.proxy_B, rewards.spread_B)[2]
+    lower_B = level.bounds(rewards.proxy_B, rewards.spread_B, rewards.std_B)[2]
     ax.plot(rewards.proxy_B[order], lower_B[order], ".", color="tab:red", markersize=3, label="lower bound")
     grid = np.linspace(rewards.proxy_B.min(), rewards.proxy_B.max(), 200)
     ax.plot(grid, level.reward(grid), color="tab:blue", label=f"expected: {level.method}")

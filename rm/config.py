@@ -26,6 +26,7 @@ class TrainConfig:
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     learning_rate: float = 5e-4  # of the backbone, at its peak
     head_learning_rate: float = 5e-4  # of the verdict head
+    level_learning_rate: float = 1e-2  # of the spacing of levels, eight numbers, where criteria are graded
     weight_decay: float = 0.0  # of AdamW
     warmup_ratio: float = 0.05  # share of the steps over which the learning rate rises
     epochs: float = 1.0  # passes over the training split
@@ -54,7 +55,7 @@ class TrainConfig:
 class CalibrateConfig:
     """Put the model's verdicts and rewards on the judge's scale, by the validation split and all its criteria."""
 
-    model: str  # model folder of a training run; calibration.json and .png are written into it
+    model: str  # model folder of a training run; calibration.json, .png and posterior.safetensors are written into it
     data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
     planned_kl: float = 2.0  # nats that a policy will move from its start: where the map of rewards must be right
     coverage: float = 0.9  # share of verdicts and of rewards of the judge that the intervals shall hold
@@ -184,6 +185,7 @@ class TailConfig:
     dtype: Dtype = "auto"  # of the backbone; auto is bfloat16 where the machine computes it natively
     learning_rate: float = 1e-4  # of the backbone, at its peak
     head_learning_rate: float = 1e-4  # of the verdict head
+    level_learning_rate: float = 2e-3  # of the spacing of levels, eight numbers, where criteria are graded
     weight_decay: float = 0.0  # of AdamW
     warmup_ratio: float = 0.05  # share of the steps over which the learning rate rises
     epochs: float = 2.0  # passes over the mined responses

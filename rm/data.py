@@ -9,6 +9,7 @@ A collated batch, for two trees with N = 5 verdicts, R = 3 responses and P = 1 p
     counts          (N,)     of each verdict: how many independent answers it is worth, 1 on average over the data
     weights, veto   (N,)     of the criterion
     response        (N,)     which of the batch's R responses a verdict belongs to
+    levels          (N,)     how many levels the criterion has; 2 for yes and no
     pairs           (P, 2)   better and worse response of one prompt, by the judge
     pair_weights    (P,)     sums to the number of verdicts of the trees that have pairs
 """
@@ -27,6 +28,7 @@ from torch.utils.data import Sampler
 
 from rm.encoding import Encoder
 from rm.layout import Tree, pack
+from rm.levels import levels_of
 from rm.metrics import in_tail
 from rubric_data.builtin.drills import Drill
 from rubric_data.errors import UserError
@@ -43,10 +45,10 @@ MASKED = -100.0  # label of a verdict without a value; the Trainer counts the ot
 class TrainingTree:
     """One prompt, some of its responses, and what the judge said of them.
 
-    ``values``, ``counts``, ``weights``, ``veto`` (N,) depth-first, the first two NaN where masked; ``sizes`` (R,)
-    criteria of each response; ``rewards`` (R,) the judge's; ``tail`` (R,) whether the response is in the prompt's top
-    share; ``places`` (R,) where the responses stand in the data; ``cut`` tokens lost. ``pairs`` (better, worse): the
-    only ones to train on; None means all that the judge tells apart.
+    ``values``, ``counts``, ``weights``, ``veto``, ``levels`` (N,) depth-first, the first two NaN where masked;
+    ``sizes`` (R,) criteria of each response; ``rewards`` (R,) the judge's; ``tail`` (R,) whether the response is in the
+    prompt's top share; ``places`` (R,) where the responses stand in the data; ``cut`` tokens lost. ``pairs`` (better,
+    worse): the only ones to train on; None means all that the judge tells apart.
     """
 
     tree: Tree
@@ -54,6 +56,7 @@ class TrainingTree:
     counts: list[float]
     weights: list[float]
     veto: list[bool]
+    levels: list[int]
     sizes: list[int]
     rewards: list[float]
     tail: list[bool]
@@ -139,6 +142,7 @@ def build_trees(
                         for i, c in enumerate(row)
                     ],
                     [c.veto and i < n for row, n in zip(criteria, own, strict=True) for i, c in enumerate(row)],
+                    levels_of(itertools.chain(*criteria)),
                     [len(row) for row in criteria],
                     [rewards[place] for place in places],
                     [top[place] for place in places],
@@ -198,6 +202,7 @@ def collate(trees: Sequence[TrainingTree], tail_weight: float) -> dict[str, Any]
         "counts": torch.tensor([count for tree in trees for count in tree.counts]).nan_to_num(0.0),
         "weights": torch.tensor([weight for tree in trees for weight in tree.weights]),
         "veto": torch.tensor([veto for tree in trees for veto in tree.veto]),
+        "levels": torch.tensor([count for tree in trees for count in tree.levels]),
         "response": torch.repeat_interleave(torch.arange(len(sizes)), sizes),
         "pairs": torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         "pair_weights": torch.tensor(pair_weights),

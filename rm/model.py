@@ -1,4 +1,4 @@
-"""The rubric-conditioned reward model: a decoder read along a rubric tree, and one linear verdict head.
+"""The rubric-conditioned reward model: a decoder read along a rubric tree, one linear verdict head, a scale of levels.
 
 Owns the weights: building, LoRA, saving, loading, merging. Text belongs to `rm.encoding`, probabilities to
 `rm.calibration`, and everything a caller wants from both to `rm.scorer`.
@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from rm import template
+from rm import levels, template
 from rm.attention import NAME, check_backend
 from rm.backbone import as_dtype, load_causal_lm, load_tokenizer
 from rm.fused import fuse
@@ -26,6 +27,7 @@ from rubric_data.files import atomic_path, write_json
 
 _DESCRIPTION = "rubric_rm.json"  # what a model folder says about itself
 _HEAD = "head.safetensors"
+_SPACING = "level_spacing"  # stands in the head's file once it has been trained
 
 
 class RubricRewardModel(nn.Module):
@@ -50,6 +52,7 @@ class RubricRewardModel(nn.Module):
         self.attention = attention  # backend of tree attention, see `rm.attention`; auto asks the device it is on
         self.backbone: Any = backbone  # a decoder without language-model head, or a PeftModel around one
         self.head = head
+        self.level_spacing = nn.Parameter(torch.zeros(levels.CELLS), requires_grad=False)  # of `rm.levels`
         self.base = base  # where the backbone's pretrained weights come from
         self.max_length = max_length  # tokens on one path, prompt + response + criterion
         self.rubric_blind = rubric_blind  # whether it is never to read a criterion; its trees are to be encoded so
@@ -95,10 +98,31 @@ class RubricRewardModel(nn.Module):
         """
         self.backbone = attach_lora(self.backbone, self.backbone.layers, rank=rank, alpha=alpha, top_layers=top_layers)
 
+    def learn_levels(self) -> None:
+        """Let training space the levels of graded criteria; untrained they are equally far apart."""
+        self.level_spacing.requires_grad_(True)
+
     def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        layout: TreeLayout,
+        reading: Reading | None = None,
+        levels_N: Tensor | None = None,
+    ) -> Tensor:
+        """Verdict logits (N,), float32, in the depth-first order of the packed trees; of their steps (M,) if asked.
+
+        ``levels_N``: how many levels the criterion of each verdict has, 2 for yes and no. The answer is then the logit
+        of every step, "is it level j or better?" (`rm.levels`), which for yes and no is the verdict's own. The rest is
+        as in `features`.
+        """
+        logits_N = self.head(self.features(input_ids, position_ids, layout, reading)).squeeze(-1)
+        return logits_N if levels_N is None else self.step_logits(logits_N, levels_N)
+
+    def features(
         self, input_ids: Tensor, position_ids: Tensor, layout: TreeLayout, reading: Reading | None = None
     ) -> Tensor:
-        """Verdict logits (N,), float32, in the depth-first order of the packed trees.
+        """What the head reads, (N, D) float32: the last hidden state at the end of each criterion.
 
         ``input_ids`` and ``position_ids`` (1, T) and ``layout`` come from `rm.layout.pack`. With a ``reading``, keys
         and values of prompts and responses are kept, or recalled in place of being computed (`rm.prefix_cache`).
@@ -116,7 +140,14 @@ class RubricRewardModel(nn.Module):
             tree_backend=self.attention,
             tree_reading=reading,
         ).last_hidden_state
-        return self.head(hidden_1TD[0, answers].float()).squeeze(-1)
+        return hidden_1TD[0, answers].float()
+
+    def step_logits(self, logits_N: Tensor, levels_N: Tensor) -> Tensor:
+        """The verdicts' logits less the thresholds of their steps, (M,)."""
+        cells_MC = np.concatenate([levels.cells(count) for count in levels_N.tolist()])
+        slopes_C = levels.SLOPE * self.level_spacing.exp()
+        thresholds_M = torch.from_numpy(cells_MC).to(logits_N) @ slopes_C
+        return logits_N.repeat_interleave(levels_N - 1) - thresholds_M
 
     def merge(self) -> None:
         """Fold the LoRA weights into the backbone; scores change only by rounding to the backbone's dtype."""
@@ -129,7 +160,9 @@ class RubricRewardModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(folder / "backbone", safe_serialization=True)
         with atomic_path(folder / _HEAD) as path:
-            save_file({name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}, path)
+            spacing = {_SPACING: self.level_spacing.detach()} if self.level_spacing.any() else {}
+            tensors = self.head.state_dict() | spacing
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         description = {
             "base": self.base,
             "max_length": self.max_length,
@@ -142,7 +175,7 @@ class RubricRewardModel(nn.Module):
     def load_weights(self, folder: str | Path) -> None:
         """Take adapter (or full) and head weights from ``folder``, saved by a model of the same shape, to train on."""
         folder = Path(folder)
-        self.head.load_state_dict(load_file(folder / _HEAD))
+        self._load_head(folder)
         if isinstance(self.backbone, PeftModel):
             self.backbone.load_adapter(str(folder / "backbone"), "default", is_trainable=True)
         else:
@@ -178,8 +211,15 @@ class RubricRewardModel(nn.Module):
             backbone = AutoModel.from_pretrained(folder / "backbone", dtype=as_dtype(dtype), attn_implementation=NAME)
             fuse(backbone)
             model = cls(backbone, nn.Linear(backbone.config.hidden_size, 1), base, max_length, attention, blind)
-        model.head.load_state_dict(load_file(folder / _HEAD))
+        model._load_head(folder)
         return model.eval()
+
+    def _load_head(self, folder: Path) -> None:
+        tensors = load_file(folder / _HEAD)
+        spacing = tensors.pop(_SPACING, torch.zeros(levels.CELLS))
+        self.head.load_state_dict(tensors)
+        with torch.no_grad():
+            self.level_spacing.copy_(spacing)
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:

@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from rm import conformal, metrics, monotone
 from rm.forecast import optimal_beta
+from rm.posterior import reward_std
 from rubric_data.errors import UserError
 from rubric_data.files import json_number
 from rubric_data.records import JudgedResponse, Rubric
@@ -25,6 +26,7 @@ from rubric_data.reward import rubric_reward
 Knots = tuple[tuple[float, float], ...]  # (proxy, reward of the judge)
 
 METHODS = ("identity", "line", "isotonic")
+DOUBTS = (0.0, 0.5, 1.0, 2.0, 4.0)  # weights of the head's doubt in the width of intervals; one is chosen
 PROMPTS = 10  # with rewards, that the map needs
 
 _LEAST_KL, _MOST_KL = 1e-6, 20.0  # nats
@@ -32,6 +34,8 @@ _OWN = 0.05  # share of the proxy itself in the map: it rises where the fit is f
 _FLOOR = 0.05  # added to every uncertainty scale: the model is never sure to a hair
 _LEAST_WEIGHT = 1e-9  # of a response, against the greatest: below the tail the map rests on something, too
 _BINS = 5
+_WORTH = 0.95  # intervals have to be a twentieth narrower for doubt to have a part in them: less is noise
+TAIL = 0.25  # best share of a prompt's responses, by the judge
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,23 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Doubted:
+    """The quantiles where the head's doubt (`rm.posterior`) widens the units, by these weights; 0 leaves them alone."""
+
+    verdict_weight: float
+    reward_weight: float
+    verdict_quantile: float
+    reward_quantile: float
+    lower_quantile: float
+
+
+@dataclass(frozen=True)
 class RewardLevel:
     """The map and the bounds of one model.
 
     ``knots`` (proxy, judge's reward): straight lines between them, flat outside, of which a twentieth is the proxy
     itself. ``beta`` belongs to ``planned_kl`` (`optimal_beta`). The quantiles are of errors in units of `spread` and
-    `verdict_scale`, at ``coverage``.
+    `verdict_scale`, at ``coverage``; ``doubted`` are those to use where the head's doubt is known, if they are better.
     """
 
     method: str
@@ -72,34 +87,50 @@ class RewardLevel:
     verdict_quantile: float
     reward_quantile: float
     lower_quantile: float
+    doubted: Doubted | None = None
 
     def reward(self, proxy_B: np.ndarray) -> np.ndarray:
         """The judge's expected reward, (B,) in [0, 1]; rises strictly with ``proxy``."""
         return apply_knots(self.knots, proxy_B)
 
-    def bounds(self, proxy_B: np.ndarray, spread_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Low and high end of the interval and the lower bound, each (B,) in [0, 1]."""
+    def bounds(
+        self, proxy_B: np.ndarray, spread_B: np.ndarray, std_B: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Low and high end of the interval and the lower bound, each (B,) in [0, 1]; ``std`` of the head's doubt."""
+        by: RewardLevel | Doubted = self
+        if self.doubted is not None and std_B is not None:
+            by, spread_B = self.doubted, widened(spread_B, self.doubted.reward_weight * std_B)
         centre = self.reward(proxy_B)
-        margins = -self.reward_quantile, self.reward_quantile, -self.lower_quantile
+        margins = -by.reward_quantile, by.reward_quantile, -by.lower_quantile
         low, high, lower = (np.clip(centre + margin * spread_B, 0, 1) for margin in margins)
         return low, high, lower
 
-    def verdict_bounds(self, prob_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high end of the interval of each verdict, (N,) in [0, 1]."""
-        margin = self.verdict_quantile * verdict_scale(prob_N)
+    def verdict_bounds(self, prob_N: np.ndarray, std_N: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high end of the interval of each verdict, (N,) in [0, 1]; ``std`` of the head's doubt."""
+        scale_N, quantile = verdict_scale(prob_N), self.verdict_quantile
+        if self.doubted is not None and std_N is not None:
+            scale_N = widened(scale_N, self.doubted.verdict_weight * std_N)
+            quantile = self.doubted.verdict_quantile
+        margin = quantile * scale_N
         return np.clip(prob_N - margin, 0, 1), np.clip(prob_N + margin, 0, 1)
 
-    def expected(self, rubric: Rubric, probs_K: np.ndarray, exact_K: np.ndarray) -> Expected:
+    def expected(
+        self, rubric: Rubric, probs_K: np.ndarray, exact_K: np.ndarray, covariance_KK: np.ndarray | None = None
+    ) -> Expected:
         """What the judge would say where the model says ``probs``; ``exact`` marks what is known, such as by code.
 
-        The map was fitted where the model answered everything: the more of a rubric is exact, the more cautious it is.
-        With all of it exact nothing is left to expect.
+        ``covariance``: of the answers by the head's doubt (`rm.posterior.Doubt`), if that is known. The map was fitted
+        where the model answered everything: the more of a rubric is exact, the more cautious it is. With all of it
+        exact nothing is left to expect.
         """
         proxy = rubric_reward(rubric, probs_K)
-        prob_low, prob_high = (np.where(exact_K, probs_K, side) for side in self.verdict_bounds(probs_K))
+        std_K = std_B = None
+        if covariance_KK is not None:
+            std_K, std_B = np.sqrt(covariance_KK.diagonal()), np.array([reward_std(rubric, probs_K, covariance_KK)])
+        prob_low, prob_high = (np.where(exact_K, probs_K, side) for side in self.verdict_bounds(probs_K, std_K))
         if exact_K.all():
             return Expected(proxy, proxy, proxy, proxy, prob_low, prob_high)
-        low, high, lower = self.bounds(np.array([proxy]), np.array([spread(rubric, probs_K)]))
+        low, high, lower = self.bounds(np.array([proxy]), np.array([spread(rubric, probs_K)]), std_B)
         reward = float(self.reward(np.array([proxy]))[0])
         return Expected(reward, float(low[0]), float(high[0]), float(lower[0]), prob_low, prob_high)
 
@@ -161,27 +192,46 @@ def spread(rubric: Rubric, probs_K: np.ndarray) -> float:
     return math.sqrt(variance) / total + _FLOOR if total > 0 else math.nan
 
 
+def widened(scale_N: np.ndarray, std_N: np.ndarray) -> np.ndarray:
+    """A scale of `verdict_scale` or `spread` whose standard deviation has an independent ``std`` added."""
+    return np.hypot(scale_N - _FLOOR, std_N) + _FLOOR
+
+
 # --- fitting ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """B responses that the judge rewarded: its reward, the model's over the same questions, and the model's spread."""
+    """B responses that the judge rewarded: its reward, the model's over the same questions, and the model's spread.
+
+    ``std``: of the model's reward by the head's doubt, where that is known.
+    """
 
     gold_B: np.ndarray
     proxy_B: np.ndarray
     spread_B: np.ndarray
     prompt_B: np.ndarray
+    std_B: np.ndarray | None = None
 
     @classmethod
-    def of(cls, records: Sequence[JudgedResponse], probs: Sequence[np.ndarray], prompt_B: np.ndarray) -> "Rewards":
-        """``probs[i]`` (K,) are of ``records[i]``, to the prompt numbered ``prompt_B[i]``."""
+    def of(
+        cls,
+        records: Sequence[JudgedResponse],
+        probs: Sequence[np.ndarray],
+        prompt_B: np.ndarray,
+        covariances: Sequence[np.ndarray] | None = None,
+    ) -> "Rewards":
+        """``probs[i]`` (K,) and ``covariances[i]`` (K, K) are of ``records[i]``, to the prompt ``prompt_B[i]``."""
         asked = [np.where(np.isnan(record.values()), np.nan, own) for record, own in zip(records, probs, strict=True)]
         gold = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
         proxy = np.array([rubric_reward(r.rubric, own) for r, own in zip(records, asked, strict=True)], float)
         scale = np.array([spread(r.rubric, own) for r, own in zip(records, asked, strict=True)], float)
         known = ~np.isnan(gold)
-        return cls(gold[known], proxy[known], scale[known], prompt_B[known])
+        std_B = None
+        if covariances is not None:
+            rows = zip(records, asked, covariances, strict=True)
+            std_B = np.array([reward_std(r.rubric, own, covariance) for r, own, covariance in rows])[known]
+        return cls(gold[known], proxy[known], scale[known], prompt_B[known], std_B)
 
 
 def fit_map(method: str, proxy_B: np.ndarray, gold_B: np.ndarray, weight_B: np.ndarray) -> Knots:
@@ -210,19 +260,77 @@ def prompts_needed(coverage: float) -> int:
     return max(PROMPTS, conformal.prompts_needed(coverage))
 
 
+@dataclass(frozen=True)
+class Intervals:
+    """What intervals are made of: N centres in [0, 1], errors (gold - centre), their scale, the head's doubt.
+
+    ``tail`` marks what is among each prompt's best by the judge.
+    """
+
+    centre_N: np.ndarray
+    error_N: np.ndarray
+    scale_N: np.ndarray
+    std_N: np.ndarray | None
+    prompt_N: np.ndarray
+    tail_N: np.ndarray
+
+    def quantile(self, weight: float, coverage: float, chance_N: np.ndarray | None = None) -> float:
+        """Of |error| over the scale, widened by ``weight`` times the doubt; with ``chance``, of -error at those."""
+        miss_N = np.abs(self.error_N) if chance_N is None else -self.error_N
+        chance_N = np.ones(len(miss_N)) if chance_N is None else chance_N
+        return conformal.quantile(miss_N / self._scale(weight), self.prompt_N, chance_N, coverage)
+
+    def choose(
+        self, folds: Sequence[tuple[np.ndarray, np.ndarray]], coverage: float
+    ) -> tuple[float, list[dict[str, float | None]]]:
+        """The weight of doubt whose intervals are the narrowest on held-out prompts, and what each of `DOUBTS` gives.
+
+        All have the same coverage by their making; it is measured on the same prompts, and among the best.
+        """
+        weights = DOUBTS if self.std_N is not None else DOUBTS[:1]
+        rows = [self._held_out(weight, folds, coverage) for weight in weights]
+        width = [row["width"] for row in rows]
+        best = int(np.argmin(width))
+        chosen = best if width[best] < _WORTH * width[0] else 0
+        return weights[chosen], [{key: json_number(number) for key, number in row.items()} for row in rows]
+
+    def _held_out(
+        self, weight: float, folds: Sequence[tuple[np.ndarray, np.ndarray]], coverage: float
+    ) -> dict[str, float]:
+        scale_N = self._scale(weight)
+        margin_N = np.empty(len(scale_N))
+        for train, test in folds:
+            score_N = np.abs(self.error_N[train]) / scale_N[train]
+            level = conformal.quantile(score_N, self.prompt_N[train], np.ones(len(train)), coverage)
+            margin_N[test] = level * scale_N[test]
+        width_N = np.minimum(self.centre_N + margin_N, 1) - np.maximum(self.centre_N - margin_N, 0)
+        held_N = np.abs(self.error_N) <= margin_N
+        return {
+            "doubt": weight,
+            "width": float(width_N.mean()),
+            "coverage": float(held_N.mean()),
+            "tail_width": float(width_N[self.tail_N].mean()),
+            "tail_coverage": float(held_N[self.tail_N].mean()),
+        }
+
+    def _scale(self, weight: float) -> np.ndarray:
+        return self.scale_N if self.std_N is None else widened(self.scale_N, weight * self.std_N)
+
+
 def fit(
     rewards: Rewards,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     planned_kl: float,
     coverage: float,
-    verdict_quantile: float,
+    verdicts: Intervals,
+    verdict_folds: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[RewardLevel, np.ndarray, dict[str, Any]]:
     """The map with the least tail-weighted squared error on held-out prompts, and the bounds from its errors there.
 
-    ``folds``: places to fit on and to judge by, prompts whole. ``rewards`` are best themselves of probabilities that
-    were fitted without the prompt. Returns the level, what the map says of each response when fitted without its
-    prompt, (B,), and the comparison. At least `prompts_needed` prompts.
+    ``folds``: places to fit on and to judge by, prompts whole, and ``verdict_folds`` of ``verdicts``. ``rewards`` are
+    best themselves of probabilities that were fitted without the prompt. Returns the level, what the map says of each
+    response when fitted without its prompt, (B,), and the comparison. At least `prompts_needed` prompts.
     """
     beta = optimal_beta(planned_kl)
     weight_B = tail_weights(rewards.proxy_B, rewards.prompt_B, beta)
@@ -235,20 +343,38 @@ def fit(
         tried[method] = mapped_B
     error = {name: float(np.average((own - rewards.gold_B) ** 2, weights=weight_B)) for name, own in tried.items()}
     method = min(tried, key=error.__getitem__)
-    over_B = (tried[method] - rewards.gold_B) / rewards.spread_B
+    intervals = Intervals(
+        tried[method],
+        rewards.gold_B - tried[method],
+        rewards.spread_B,
+        rewards.std_B,
+        rewards.prompt_B,
+        metrics.in_tail(rewards.gold_B, rewards.prompt_B, TAIL),
+    )
+    chance_B = draw_chances(rewards.proxy_B, rewards.prompt_B, beta)
+    verdict_weight, verdict_rows = verdicts.choose(verdict_folds, coverage)
+    reward_weight, reward_rows = intervals.choose(folds, coverage)
+
+    def quantiles(verdict: float, reward: float) -> dict[str, float]:
+        return {
+            "verdict_quantile": verdicts.quantile(verdict, coverage),
+            "reward_quantile": intervals.quantile(reward, coverage),
+            "lower_quantile": intervals.quantile(reward, coverage, chance_B),
+        }
+
+    doubted = None
+    if verdict_weight or reward_weight:
+        doubted = Doubted(verdict_weight, reward_weight, **quantiles(verdict_weight, reward_weight))
     level = RewardLevel(
         method,
         fit_map(method, rewards.proxy_B, rewards.gold_B, weight_B),
         planned_kl,
         beta,
         coverage,
-        verdict_quantile,
-        reward_quantile=conformal.quantile(np.abs(over_B), rewards.prompt_B, np.ones(len(over_B)), coverage),
-        lower_quantile=conformal.quantile(
-            over_B, rewards.prompt_B, draw_chances(rewards.proxy_B, rewards.prompt_B, beta), coverage
-        ),
+        **quantiles(0.0, 0.0),
+        doubted=doubted,
     )
-    low_B, high_B, _ = level.bounds(rewards.proxy_B, rewards.spread_B)
+    low_B, high_B, _ = level.bounds(rewards.proxy_B, rewards.spread_B, rewards.std_B)
     report = {
         "method": method,
         "planned_kl": planned_kl,
@@ -259,6 +385,7 @@ def fit(
         "effective_responses": json_number(weight_B.sum() ** 2 / (weight_B**2).sum()),
         "tail_squared_error": {name: json_number(value) for name, value in error.items()},
         "mean_width": json_number((high_B - low_B).mean()),
+        "intervals": {"verdict": verdict_rows, "reward": reward_rows},
     }
     return level, tried[method], report
 
@@ -293,19 +420,25 @@ def measure(
     tail: float,
     bootstrap: int,
     seed: int,
+    covariances: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """How far rewards are from the judge's, and how often its verdicts and rewards keep their bounds.
 
     ``probs`` and ``raw`` are the model's calibrated and uncalibrated answers on held-out ``records``. Every number
     comes for `all` responses, for each prompt's `tail` by the judge, for its `proxy_tail` by the model, and `tilted`:
-    drawn from each prompt by the tilt of the planned KL. Intervals by bootstrap over prompts.
+    drawn from each prompt by the tilt of the planned KL. Intervals by bootstrap over prompts. ``covariances[i]`` (K, K)
+    are those of `rm.posterior.Doubt`; without them the bounds measured are those that do without.
     """
     texts = {text: place for place, text in enumerate(sorted({record.prompt for record in records}))}
     prompt_B = np.array([texts[record.prompt] for record in records], int)
     rewarded = [k for k, record in enumerate(records) if not math.isnan(rubric_reward(record.rubric, record.values()))]
     prompt_B = prompt_B[rewarded]
     records, probs = [records[k] for k in rewarded], [probs[k] for k in rewarded]
-    own = Rewards.of(records, probs, prompt_B)
+    std_N = None
+    if covariances is not None:
+        covariances = [covariances[k] for k in rewarded]
+        std_N = np.concatenate([np.sqrt(covariance.diagonal()) for covariance in covariances])
+    own = Rewards.of(records, probs, prompt_B, covariances)
     counts_RP = metrics.resample_counts(len(texts), bootstrap, seed)
     weight = {
         "all": np.ones(len(records)),
@@ -328,11 +461,13 @@ def measure(
         "proxy": own.proxy_B,
         "calibrated": level.reward(own.proxy_B),
     }
-    low, high, lower = level.bounds(own.proxy_B, own.spread_B)
+    low, high, lower = level.bounds(own.proxy_B, own.spread_B, own.std_B)
     gold_N = np.concatenate([record.values() for record in records])
     known = ~np.isnan(gold_N)
     place_N = np.repeat(each, [len(record.rubric.criteria) for record in records])[known]
-    verdict_low, verdict_high = level.verdict_bounds(np.concatenate(probs)[known])
+    verdict_low, verdict_high = level.verdict_bounds(
+        np.concatenate(probs)[known], None if std_N is None else std_N[known]
+    )
     return {
         "planned_kl": level.planned_kl,
         "target": level.coverage,

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from rm.config import RewardKind, ScoreConfig
 from rm.data import budget_batches
 from rm.encoding import Encoder
 from rm.layout import Branch, Tree, pack
+from rm.levels import Steps, levels_of, thresholds
 from rm.model import RubricRewardModel
+from rm.posterior import Doubt, Posterior, doubt
 from rm.prefix_cache import PrefixCache, Reading
 from rm.reward_level import Expected
 from rm.scores import SUFFIXES, write_scores
@@ -38,13 +40,25 @@ _MOST_IN_PART = 64  # responses that a Ray worker scores at a time, and that are
 
 
 @dataclass(frozen=True)
+class Graded:
+    """The M steps (`rm.levels`) that K criteria ask, some of them graded: P(level >= j), and the raw logits, (M,)."""
+
+    steps: Steps
+    probs: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scored:
     """One response under one rubric of K criteria.
 
-    ``probs`` (K,) calibrated P(met) and ``logits`` (K,) raw, in the rubric's order; where code answered, 0 or 1 and no
-    logit (NaN). ``reward`` in [0, 1]. ``truncated``: how many tokens of prompt and response did not fit the model's
-    window, 0 if it had nothing to read. ``expected``: what the judge would say, with intervals; None unless the model
-    was calibrated on prompts enough.
+    ``probs`` (K,) calibrated P(met), of a graded criterion its expected level over the best one, and ``logits`` (K,)
+    the same uncalibrated, in the rubric's order; where code answered, its answer and no logit (NaN). ``reward`` in
+    [0, 1]. ``truncated``: how many tokens of prompt and response did not fit the model's window, 0 if it had nothing to
+    read. ``expected``: what the judge would say, with intervals; None unless the model was calibrated on prompts
+    enough. ``graded``: what the answers are made of; None if all criteria are of yes and no. ``doubt``: how unsure the
+    verdict head is of logits and reward; None if the model has no posterior. ``features`` (J, D): what the head read,
+    and 1, of the J that the model answered; None unless the scorer keeps them.
     """
 
     probs: np.ndarray
@@ -52,6 +66,21 @@ class Scored:
     reward: float
     truncated: int
     expected: Expected | None = None
+    graded: Graded | None = None
+    doubt: Doubt | None = None
+    features: np.ndarray | None = None
+
+    @property
+    def level_probs(self) -> tuple[np.ndarray, ...]:
+        """Probability of every level of each criterion, worst first, K of (L,); of yes and no (1 - p, p)."""
+        if self.graded is None:
+            return Steps.of([2] * len(self.probs)).split(self.probs)
+        return self.graded.steps.split(self.graded.probs)
+
+    @property
+    def step_logits(self) -> np.ndarray:
+        """Raw logits of the steps, (M,); `logits` themselves if all criteria are of yes and no."""
+        return self.logits if self.graded is None else self.graded.logits
 
     @property
     def by_code(self) -> np.ndarray:
@@ -71,6 +100,8 @@ class RubricScorer:
     ``reward``: what `Scored.reward` is. "proxy", the weighted mean of the calibrated verdicts; "calibrated", the reward
     the judge would give on average; "lower_bound", what its reward rarely falls below, for a policy that should be paid
     for certainty. Raises UserError if the calibration cannot tell the latter two.
+
+    ``posterior`` tells `Scored.doubt` (`rm.posterior`). ``keep_features`` is for fitting one, and needs memory.
     """
 
     def __init__(
@@ -83,6 +114,8 @@ class RubricScorer:
         cache_tokens: int = 0,
         use_verifiers: bool = True,
         reward: RewardKind = "proxy",
+        posterior: Posterior | None = None,
+        keep_features: bool = False,
     ) -> None:
         self.model = model.eval()
         self.encoder = encoder
@@ -90,6 +123,9 @@ class RubricScorer:
         self.tokens_per_batch = tokens_per_batch
         self.use_verifiers = use_verifiers
         self.reward = reward
+        self.keep_features = keep_features
+        self._root = None if posterior is None else torch.from_numpy(posterior.root_DD).float()
+        self._cuts = {2: np.zeros(1)}  # thresholds by number of levels
         self.cache = PrefixCache(cache_tokens) if cache_tokens else None
         if reward != "proxy" and self.calibration.reward_level is None:
             raise UserError(
@@ -110,8 +146,9 @@ class RubricScorer:
         use_verifiers: bool = True,
         reward: RewardKind = "proxy",
         calibration: Calibration | None = None,
+        keep_features: bool = False,
     ) -> Self:
-        """Load a trained model with its calibration; LoRA is merged. ``calibration`` stands in for the stored one.
+        """Load a trained model with calibration and posterior; LoRA is merged. ``calibration`` stands in for both.
 
         Raises UserError if ``path`` holds no model, or a calibration that cannot be read.
         """
@@ -126,6 +163,8 @@ class RubricScorer:
             cache_tokens=cache_tokens,
             use_verifiers=use_verifiers,
             reward=reward,
+            posterior=Posterior.load(path) if calibration is None else None,
+            keep_features=keep_features,
         )
 
     @classmethod
@@ -156,22 +195,21 @@ class RubricScorer:
         checks = [self._checks(rubric) for rubric in rubrics]
         asked = [_unchecked(rubric, row) for rubric, row in zip(rubrics, checks, strict=True)]
         self._check_room(asked)  # before hours of work
-        read: dict[int, tuple[np.ndarray, int]] = {}
+        rows = list(zip(prompts, responses, rubrics, checks, strict=True))
+        found: dict[int, Scored] = {}
         with Progress(transient=True, disable=not progress) as bar:
             task = bar.add_task("scoring", total=sum(map(bool, asked)))
             for batch, finished in ahead(self._batches(_by_prompt(prompts, responses, asked))):
                 for chosen, cached in self._by_cache(batch):
-                    logits = iter(self._logits([piece.tree for _, piece in chosen], cached))
+                    answers = self._answers([piece.tree for _, piece in chosen], cached)
                     for job, piece in chosen:
                         for place in piece.places:
-                            job.logits[place] = next(logits)
+                            job.answers[place] = next(answers)
                 for job in finished:
-                    for index, logits_J, truncated in job.results():
-                        read[index] = logits_J, truncated
+                    for index, answers_J, truncated in job.results():
+                        found[index] = self._scored(*rows[index], answers_J, truncated)
                         bar.advance(task)
-        nothing = np.empty(0), 0
-        rows = enumerate(zip(prompts, responses, rubrics, checks, strict=True))
-        return [self._scored(*row, *read.get(index, nothing)) for index, row in rows]
+        return [found.get(index) or self._scored(*row, [], 0) for index, row in enumerate(rows)]
 
     def check(self, rubrics: Iterable[Rubric]) -> None:
         """Raise UserError at a criterion that does not fit the window, or a verifier that is unknown or misused."""
@@ -204,18 +242,52 @@ class RubricScorer:
         response: str,
         rubric: Rubric,
         checks: Sequence[Check | None],
-        logits_J: np.ndarray,
+        answers_J: "Sequence[_Answer]",
         truncated: int,
     ) -> Scored:
-        """The answers of the checks, and between them the model's: J logits, in the rubric's order."""
+        """The answers of the checks, and between them the model's: J of them, in the rubric's order."""
         by_code = np.array([check is not None for check in checks])
-        logits_K = np.full(len(checks), np.nan)
-        logits_K[~by_code] = logits_J
-        probs_K = self.calibration(logits_K, rubric.criteria)
-        probs_K[by_code] = [check(response, prompt) for check in checks if check is not None]
+        latent_K, exact_K = np.full(len(checks), np.nan), np.full(len(checks), np.nan)
+        latent_K[~by_code] = [answer.logit for answer in answers_J]
+        exact_K[by_code] = [check(response, prompt) for check in checks if check is not None]
+        levels_K = levels_of(rubric.criteria)
+        steps = Steps.of(levels_K)
+        logits_M = latent_K[steps.verdict_M] - self._thresholds(levels_K)
+        reached_M = np.where(
+            by_code[steps.verdict_M], steps.targets(exact_K), self.calibration(logits_M, rubric.criteria)
+        )
+        probs_K = steps.expected(reached_M)
+        told = self._doubt(rubric, steps, logits_M, probs_K, by_code, answers_J)
         level = self.calibration.reward_level
-        expected = None if level is None else level.expected(rubric, probs_K, by_code)
-        return Scored(probs_K, logits_K, self._reward(rubric, probs_K, expected), truncated, expected)
+        covariance = None if told is None else told.covariance
+        expected = None if level is None else level.expected(rubric, probs_K, by_code, covariance)
+        reward = self._reward(rubric, probs_K, expected)
+        graded = Graded(steps, reached_M, logits_M) if steps.graded else None
+        features = np.array([answer.features for answer in answers_J]) if self.keep_features else None
+        return Scored(probs_K, steps.logits(logits_M), reward, truncated, expected, graded, told, features)
+
+    def _doubt(
+        self,
+        rubric: Rubric,
+        steps: Steps,
+        logits_M: np.ndarray,
+        probs_K: np.ndarray,
+        by_code: np.ndarray,
+        answers_J: "Sequence[_Answer]",
+    ) -> Doubt | None:
+        if self._root is None:
+            return None
+        directions_KD = np.zeros((len(by_code), len(self._root)))
+        directions_KD[~by_code] = [answer.direction for answer in answers_J] if answers_J else 0.0
+        calibrate = partial(self.calibration, criteria=rubric.criteria)
+        return doubt(calibrate, rubric, logits_M, probs_K, directions_KD, steps)
+
+    def _thresholds(self, levels_K: Sequence[int]) -> np.ndarray:
+        """Of the model's levels, (M,), for all the criteria of a rubric."""
+        for levels in levels_K:
+            if levels not in self._cuts:
+                self._cuts[levels] = thresholds(self.model.level_spacing.detach().cpu().numpy(), levels)
+        return np.concatenate([self._cuts[levels] for levels in levels_K])
 
     def _reward(self, rubric: Rubric, probs_K: np.ndarray, expected: Expected | None) -> float:
         if expected is None or self.reward == "proxy":
@@ -247,18 +319,30 @@ class RubricScorer:
         return ((side, cached) for cached, side in sides.items() if side)
 
     @torch.inference_mode()
-    def _logits(self, trees: Sequence[Tree], cached: bool) -> list[float]:
+    def _answers(self, trees: Sequence[Tree], cached: bool) -> "Iterator[_Answer]":
         input_ids, position_ids, layout = pack(trees)
         device = self.model.head.weight.device
-        batch = input_ids.to(device), position_ids.to(device), layout
-        if self.cache is None:
-            return self.model(*batch).tolist()
-        if cached:
-            return self.model(*batch, self.cache.recall(trees, layout).to(device)).tolist()
-        reading = Reading(layout.to(device))
-        logits = self.model(*batch, reading).tolist()
-        self.cache.store(trees, reading)
-        return logits
+        reading = None
+        if self.cache is not None:
+            reading = self.cache.recall(trees, layout).to(device) if cached else Reading(layout.to(device))
+        batch = input_ids.to(device), position_ids.to(device), layout, reading
+        if self._root is None and not self.keep_features:
+            answers = [_Answer(logit) for logit in self.model(*batch).tolist()]
+        else:
+            answers = self._with_features(self.model.features(*batch))
+        if self.cache is not None and reading is not None and not cached:
+            self.cache.store(trees, reading)
+        return iter(answers)
+
+    def _with_features(self, hidden_ND: torch.Tensor) -> "list[_Answer]":
+        logits = self.model.head(hidden_ND).squeeze(-1).tolist()
+        features_ND = torch.nn.functional.pad(hidden_ND, (0, 1), value=1.0)
+        kept = features_ND.cpu().numpy() if self.keep_features else [None] * len(logits)
+        if self._root is None:
+            return [_Answer(logit, None, own) for logit, own in zip(logits, kept, strict=True)]
+        self._root = self._root.to(hidden_ND.device)
+        directions = (features_ND @ self._root.T).cpu().numpy()
+        return [_Answer(*row) for row in zip(logits, directions, kept, strict=True)]
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
@@ -269,6 +353,14 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         while (item := pending.popleft().result()) is not end:
             pending.append(thread.submit(next, items, end))
             yield item
+
+
+class _Answer(NamedTuple):
+    """The model's to one question: its logit, and of the head's posterior and input what is wanted, (D,)."""
+
+    logit: float
+    direction: np.ndarray | None = None
+    features: np.ndarray | None = None
 
 
 _Asked = tuple[Criterion, ...]  # what a rubric leaves to the model
@@ -312,7 +404,7 @@ class _Job:
             self.questions.append({question: number for number, question in enumerate(different)})
             criteria.append(list(different.values()))
         self.encoded = encoder.encode(prompt, list(group), criteria)
-        self.logits: dict[tuple[int, int], float] = {}
+        self.answers: dict[tuple[int, int], _Answer] = {}
 
     def pieces(self, budget: int) -> Iterator[_Piece]:
         """Cut between responses, then inside one; the prefix is read again, nothing is dropped."""
@@ -337,14 +429,14 @@ class _Job:
                 used += own + sum(lengths[index] for index in part)
         yield _Piece(Tree(root, branches), places)
 
-    def results(self) -> Iterator[tuple[int, np.ndarray, int]]:
-        """For everybody who asked: index, logits of the criteria in the order they were asked in, tokens cut."""
+    def results(self) -> Iterator[tuple[int, list[_Answer], int]]:
+        """For everybody who asked: index, answers to the criteria in the order they were asked in, tokens cut."""
         for number, asked in enumerate(self.group.values()):
             truncated = self.encoded.prompt_cut + self.encoded.response_cut[number]
             for index, criteria in asked:
                 asked_as = map(self.encoder.question, criteria)
                 places = [(number, self.questions[number][question]) for question in asked_as]
-                yield index, np.array([self.logits[place] for place in places]), truncated
+                yield index, [self.answers[place] for place in places], truncated
 
 
 def run_score(config: ScoreConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def write_scores(path: str | Path, records: Sequence[JudgedResponse], scored: Se
             "response_id": record.response_id,
             "generator": record.generator,
             "reward": item.reward,
+            "reward_std": None if item.doubt is None else item.doubt.reward,
             "truncated_tokens": item.truncated,
             "expected": None if item.expected is None else item.expected.summary(),
             "criteria": _criterion_rows(record, item),
@@ -47,10 +48,21 @@ def _criterion_rows(record: JudgedResponse, item: "Scored") -> list[dict[str, An
     nothing = [None] * len(item.probs)
     expected = item.expected
     low, high = (nothing, nothing) if expected is None else (expected.prob_low.tolist(), expected.prob_high.tolist())
-    columns = zip(record.rubric.criteria, item.probs.tolist(), low, high, item.by_code.tolist(), strict=True)
+    std = nothing if item.doubt is None else item.doubt.std.tolist()
+    levels = [own.tolist() if len(own) > 2 else None for own in item.level_probs]
+    by_code = item.by_code.tolist()
+    columns = zip(record.rubric.criteria, item.probs.tolist(), std, low, high, by_code, levels, strict=True)
     return [
-        {"criterion_id": criterion.id, "probability": prob, "low": below, "high": above, "by_code": by_code}
-        for criterion, prob, below, above, by_code in columns
+        {
+            "criterion_id": criterion.id,
+            "probability": prob,
+            "std": spread,
+            "low": below,
+            "high": above,
+            "by_code": exact,
+            "levels": level_probs,
+        }
+        for criterion, prob, spread, below, above, exact, level_probs in columns
     ]
 
 

@@ -33,7 +33,7 @@ from rm.data import (
     load_judged,
 )
 from rm.encoding import Encoder
-from rm.loss import distillation_loss, predicted_rewards, verdict_loss
+from rm.loss import distillation_loss, expected_levels, predicted_rewards, verdict_loss
 from rm.metrics import accuracy, auroc, brier, value
 from rm.model import RubricRewardModel
 from rubric_data.builtin.drills import drills
@@ -43,7 +43,7 @@ from rubric_data.split import SPLITS, of_split
 
 MODEL_FOLDER = "model"
 CHECKPOINTS = "checkpoints"
-_TARGETS = ("labels", "counts", "weights", "veto", "response", "pairs", "pair_weights")
+_TARGETS = ("labels", "counts", "weights", "veto", "response", "pairs", "pair_weights", "levels")
 
 
 class DistillationTrainer(Trainer):
@@ -59,11 +59,15 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         *,
         tail_weight: float,
+        train_dataset: list[TrainingTree],
         **kwargs: Any,
     ) -> None:
         self.config = config
+        if any(count > 2 for tree in train_dataset for count in tree.levels):
+            model.learn_levels()
         stop = EarlyStoppingCallback(config.patience)
-        super().__init__(model, args, data_collator=collator(tail_weight), callbacks=[stop], **kwargs)
+        fixed = {"data_collator": collator(tail_weight), "callbacks": [stop], "train_dataset": train_dataset}
+        super().__init__(model, args, **fixed, **kwargs)
         self.pop_callback(ProgressCallback)
         self.add_callback(_Progress)
 
@@ -90,18 +94,19 @@ class DistillationTrainer(Trainer):
         """AdamW, with a learning rate of its own for the verdict head."""
         if self.optimizer is None:
             head = list(self.model.head.parameters())
+            spacing = [p for p in [self.model.level_spacing] if p.requires_grad]
             rest = [p for p in self.model.backbone.parameters() if p.requires_grad]
             groups = [
                 {"params": rest, "lr": self.args.learning_rate},
                 {"params": head, "lr": self.config.head_learning_rate},
-            ]
+            ] + [{"params": spacing, "lr": self.config.level_learning_rate}] * bool(spacing)
             self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay, betas=(0.9, 0.98))
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of one micro-batch, as its share of the optimiser step's loss."""
         targets = {name: inputs.pop(name) for name in _TARGETS}
-        logits = model(**inputs)
+        logits = model(**inputs, levels_N=targets["levels"])
         if num_items_in_batch is None:
             num_items_in_batch = (targets["labels"] != MASKED).sum()
         loss = distillation_loss(
@@ -154,22 +159,24 @@ def evaluate_trees(
     """
     was_training = model.training
     model.eval()
-    logits, labels, loss, counted, right, pairs = [], [], 0.0, 0.0, 0.0, 0.0
+    expected, labels, loss, counted, right, pairs = [], [], 0.0, 0.0, 0.0, 0.0
     for chosen in budget_batches([tree.tree.length for tree in trees], tokens_per_batch):
         batch = collate([trees[index] for index in chosen], tail_weight=1.0)
-        out = model(batch["input_ids"].to(device), batch["position_ids"].to(device), batch["layout"]).cpu()
-        loss += verdict_loss(out, batch["labels"], batch["counts"]).item()
+        placed = batch["input_ids"].to(device), batch["position_ids"].to(device), batch["layout"]
+        levels = batch["levels"]
+        out = model(*placed, levels_N=levels.to(device)).cpu()
+        loss += verdict_loss(out, batch["labels"], batch["counts"], levels).item()
         counted += batch["counts"].sum().item()
         response = batch["response"]
-        rewards = predicted_rewards(out, batch["weights"], batch["veto"], response, int(response[-1]) + 1)
+        rewards = predicted_rewards(out, batch["weights"], batch["veto"], response, int(response[-1]) + 1, levels)
         better, worse = rewards[batch["pairs"]].unbind(-1)
         right += ((better > worse) + 0.5 * (better == worse)).sum().item()
         pairs += len(better)
         known = batch["labels"] != MASKED
-        logits.append(out[known].numpy())
+        expected.append(expected_levels(out.double(), levels)[known].numpy())
         labels.append(batch["labels"][known].numpy())
     model.train(was_training)
-    gold, probs = np.concatenate(labels), 1 / (1 + np.exp(-np.concatenate(logits)))
+    gold, probs = np.concatenate(labels), np.concatenate(expected)
     prompt = np.zeros(len(gold), int)  # one group: no intervals are wanted here
     metrics = {
         "loss": loss / counted,

@@ -201,3 +201,13 @@ class AttachConfig:
     rubrics: str  # prompts with rubrics, such as the prompts.jsonl of `rubric generate`; matched by prompt_id
     output: str  # .jsonl or .parquet, for `judge` and all others that read responses with rubrics
     overwrite: bool = False  # replace an existing output file
+
+
+@dataclass
+class DataLevelsConfig:
+    """Give levels to criteria that were judged on a scale which their file does not name."""
+
+    data: str  # .jsonl or .parquet of judged responses
+    output: str  # .jsonl or .parquet
+    labels: list[str] | None = None  # of the levels, worst first; unset: read off the verdicts, called by their values
+    overwrite: bool = False  # replace an existing output file

@@ -3,7 +3,7 @@ import pytest
 
 from rm import reward_level
 from rm.calibration import prompt_folds
-from rm.reward_level import RewardLevel, Rewards
+from rm.reward_level import Intervals, RewardLevel, Rewards
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
 
@@ -12,8 +12,13 @@ LEVEL = RewardLevel("line", ((0.0, 0.1), (1.0, 0.5)), 2.0, 0.05, 0.9, 0.5, 0.4, 
 
 
 def fit(rewards, **changes):
-    options = {"planned_kl": 2.0, "coverage": 0.9, "verdict_quantile": 1.0} | changes
-    return reward_level.fit(rewards, prompt_folds(rewards.prompt_B), **options)
+    folds = prompt_folds(rewards.prompt_B)
+    count = len(rewards.gold_B)
+    verdicts = Intervals(
+        np.full(count, 0.5), np.full(count, 0.5), np.ones(count), None, rewards.prompt_B, np.ones(count, bool)
+    )
+    options = {"planned_kl": 2.0, "coverage": 0.9, "verdicts": verdicts, "verdict_folds": folds} | changes
+    return reward_level.fit(rewards, folds, **options)
 
 
 def sample(prompts, generator, each=6):
