@@ -8,6 +8,7 @@ are `rm.metrics`.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,30 @@ from rich.console import Console
 from scipy.special import expit
 
 from rm import baselines, metrics, report
+from rm.artefacts import artefacts
+from rm.ceiling import ceiling, human_answers
 from rm.config import AuditConfig
+from rm.slices import Sides, answers_of, as_dict, prompts_by_text, slices
 from rubric_data.errors import UserError
 from rubric_data.files import JSON_DECIMALS, json_number, start_run, write_json, write_text
+from rubric_data.ledger import LedgerReader
+from rubric_data.ledger_view import votes_on
 from rubric_data.pairs import REWARD_DECIMALS, Pairs, same_prompt_pairs
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
 from rubric_data.split import of_split
+from rubric_data.verifiers import VerifierJudge, check_verifiers
 
 MODEL = "model"  # the calibrated model; differences and breakdowns are of this predictor
 RAW = "model (raw)"  # sigmoid of its logits, before calibration
 ZERO_SHOT = "zero-shot"
 
-RELIABILITY_BINS = 10
 REWARD_BINS = 5
+TOPS = 0.1, 0.25, 0.5  # shares of a prompt's responses, best by the judge, whose order is looked at
+PRECISION_AT = 1, 3, 5
+BEST_OF = 2, 4, 8, 16
 DISAGREEMENTS = 12
-UNTAGGED = "(no tag)"
+LEDGER = "ledger.sqlite"  # beside the data that `rubric-rm judge` writes
 
 Predictions = Mapping[str, Sequence[np.ndarray]]
 
@@ -53,8 +62,11 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     records = load_judged(config.data)
     held_out = of_split(records, config.split)
     _require_verdicts(held_out)
+    if config.artefacts:
+        check_verifiers(held_out)
     train = [record for record in records if record.split == "train" and not np.isnan(record.values()).all()]
     scorer = RubricScorer.from_pretrained(config.model, tokens_per_batch=config.tokens_per_batch, use_verifiers=False)
+    own_votes = _votes(config, held_out)
     folder = start_run(config.output, asdict(config))  # last of what bad input can stop, so that it leaves no folder
 
     scored = scorer.score_records(held_out, progress=True)
@@ -84,12 +96,25 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
             "rubrics_seen_in_training": len({record.rubric.id for record in held_out} & trained_on),
             "rubrics": len({record.rubric.id for record in held_out}),
         }
-    } | audit(held_out, predictions, tail=config.tail, bootstrap=config.bootstrap, seed=config.seed)
+    } | audit(
+        held_out,
+        predictions,
+        train=train,
+        votes=own_votes,
+        tail=config.tail,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
+    if config.artefacts:
+        options = {"bootstrap": config.bootstrap, "seed": config.seed}
+        result["artefacts"] = artefacts(scorer, VerifierJudge(), held_out, predictions[MODEL], **options)
     write_json(folder / "audit.json", result)
     write_text(folder / "predictions.jsonl", prediction_lines(held_out, predictions))
     write_text(folder / "audit.html", report.render(result))
     console = Console()
     console.print(report.summary_table(result))
+    if config.artefacts:
+        console.print(report.artefact_table(result))
     console.print(f"report: {folder / 'audit.html'}", soft_wrap=True, markup=False)
     return result
 
@@ -98,6 +123,8 @@ def audit(
     records: Sequence[JudgedResponse],
     predictions: Predictions,
     *,
+    train: Sequence[JudgedResponse] = (),
+    votes: Sequence[np.ndarray] | None = None,
     tail: float = 0.25,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -107,6 +134,8 @@ def audit(
     ``predictions[name][i]`` holds P(met) in [0, 1] for every criterion of ``records[i]``, (K,). The predictor
     "model" must be there. Every interval comes from the same ``bootstrap`` resamples of prompts. Masked verdicts
     are left out, of both sides' rewards too. Neither the order of the records nor the names of prompts matter.
+    ``train`` is what the model was trained on, to tell seen from unseen; ``votes[i]`` (K, V) are the judge's votes on
+    ``records[i]``, NaN where there is none, for its agreement with itself.
 
     Raises UserError if no verdict is left, ValueError on predictions that do not fit the records.
     """
@@ -120,9 +149,11 @@ def audit(
     judged = {name: _Predicted.of(values, records, table) for name, values in predictions.items()}
     model = judged[MODEL]
     everything, best = _pair_sets(table, tail)
+    tops = {f"{share:.0%}": _pair_sets(table, share)[1] for share in TOPS}
+    sides = _sides(records, table, model)
 
     def settle(statistic: metrics.Statistic) -> dict[str, float | None]:
-        return _as_dict(metrics.estimate(statistic, counts_RP))
+        return as_dict(metrics.estimate(statistic, counts_RP))
 
     return {
         "prompts": table.prompts,
@@ -138,7 +169,11 @@ def audit(
                 "count": len(pairs.first_M),
                 "judge_ties": settle(metrics.judge_ties(table.reward_B, table.prompt_B, table.prompts, pairs)),
             }
-            for name, pairs in (("all", everything), ("tail", best))
+            for name, pairs in {"all": everything, "tail": best, **tops}.items()
+        },
+        "selection": {
+            kind: {key: {"prompts": int(s.count_P.sum()), "by_chance": settle(s)} for key, s in found.items()}
+            for kind, found in _selection_statistics(table, np.zeros_like(table.reward_B)).items()
         },
         "tail": tail,
         "bootstrap": bootstrap,
@@ -147,13 +182,21 @@ def audit(
         "predictors": {
             name: {
                 "criterion": {key: settle(s) for key, s in _criterion_statistics(table, one).items()}
-                | {"reliability": _reliability(table, one)},
+                | _reliability(table, one, counts_RP),
                 "reward": {
                     "spearman": settle(metrics.spearman(*_rewards(table, one))),
                     "kendall": settle(metrics.kendall(*_rewards(table, one))),
                     "bias": settle(_bias(table, one)),
                     "pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, everything).items()},
                     "tail_pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, best).items()},
+                    "top_pair_accuracy": {
+                        top: {key: settle(s) for key, s in _pair_statistics(table, one, pairs).items()}
+                        for top, pairs in tops.items()
+                    },
+                    **{
+                        kind: {key: settle(s) for key, s in found.items()}
+                        for kind, found in _selection_statistics(table, one.reward_B).items()
+                    },
                     "by_quantile": _by_quantile(table, one, counts_RP),
                 },
             }
@@ -161,14 +204,19 @@ def audit(
         },
         "model_minus": {
             name: {
-                key: _as_dict(metrics.difference(ours, theirs, counts_RP))
+                key: as_dict(metrics.difference(ours, theirs, counts_RP))
                 for key, ours, theirs in _compared(table, model, other, best)
             }
             for name, other in judged.items()
             if name != MODEL
         },
-        "by_tag": _by_tag(records, table, model, counts_RP),
-        "by_generator": _by_generator(records, table, model, counts_RP),
+        "ceiling": ceiling(
+            sides,
+            human_answers(records)[table.known_N],
+            None if votes is None else np.concatenate(votes)[table.known_N],
+            counts_RP,
+        ),
+        **slices(records, train, sides, counts_RP),
         "disagreements": _disagreements(records, predictions[MODEL]),
     }
 
@@ -187,6 +235,15 @@ def prediction_lines(records: Sequence[JudgedResponse], predictions: Predictions
             }
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
+
+
+def _votes(config: AuditConfig, records: Sequence[JudgedResponse]) -> list[np.ndarray] | None:
+    """The judge's votes on ``records``, from its ledger; None without one."""
+    beside = Path(config.data).with_name(LEDGER)
+    if config.ledger is None and not (Path(config.data).is_file() and beside.is_file()):
+        return None
+    with LedgerReader(config.ledger or beside) as ledger:
+        return votes_on(ledger, records)
 
 
 def _require_verdicts(records: Sequence[JudgedResponse]) -> None:
@@ -215,25 +272,25 @@ class _Table:
     known_N: np.ndarray  # over every verdict, masked ones too: which are known
     gold_N: np.ndarray
     prompt_N: np.ndarray
+    levels_N: np.ndarray  # how many answers each criterion has
     rewarded_B: np.ndarray  # over every response: which have a reward
     reward_B: np.ndarray
     prompt_B: np.ndarray
 
     @classmethod
     def of(cls, records: Sequence[JudgedResponse]) -> "_Table":
-        # numbered by text, so that neither order nor ids decide which prompts a resample draws
-        ids = sorted({(record.prompt, record.prompt_id) for record in records})
-        number = {prompt: index for index, prompt in enumerate(ids)}
-        prompt = np.array([number[record.prompt, record.prompt_id] for record in records], int)
+        prompts, prompt = prompts_by_text(records)
         sizes = [len(record.rubric.criteria) for record in records]
         gold = np.array([value for record in records for value in record.values()], float)
+        levels = np.array([answers_of(criterion) for record in records for criterion in record.rubric.criteria])
         reward = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
         known, rewarded = ~np.isnan(gold), ~np.isnan(reward)
         return cls(
-            prompts=len(ids),
+            prompts=prompts,
             known_N=known,
             gold_N=gold[known],
             prompt_N=np.repeat(prompt, sizes)[known],
+            levels_N=levels[known],
             rewarded_B=rewarded,
             reward_B=np.round(reward[rewarded], REWARD_DECIMALS),
             prompt_B=prompt[rewarded],
@@ -272,17 +329,8 @@ def _pair_sets(table: _Table, tail: float) -> tuple[Pairs, Pairs]:
 # --- groups of statistics --------------------------------------------------------------------------------------------
 
 
-def _criterion_statistics(
-    table: _Table, one: _Predicted, chosen_N: np.ndarray | slice = slice(None)
-) -> dict[str, metrics.Statistic]:
-    sides = table.gold_N[chosen_N], one.prob_N[chosen_N], table.prompt_N[chosen_N], table.prompts
-    return {
-        "accuracy": metrics.accuracy(*sides),
-        "auroc": metrics.auroc(*sides),
-        "brier": metrics.brier(*sides),
-        "log_loss": metrics.log_loss(*sides),
-        "ece": metrics.calibration_error(*sides, bins=RELIABILITY_BINS),
-    }
+def _criterion_statistics(table: _Table, one: _Predicted) -> dict[str, metrics.Statistic]:
+    return metrics.verdict_statistics(table.gold_N, one.prob_N, table.prompt_N, table.prompts, table.levels_N)
 
 
 def _pair_statistics(table: _Table, one: _Predicted, pairs: Pairs) -> dict[str, metrics.Statistic]:
@@ -291,6 +339,15 @@ def _pair_statistics(table: _Table, one: _Predicted, pairs: Pairs) -> dict[str, 
         rule: metrics.pair_accuracy(*sides, pairs, rule) for rule in metrics.TIE_RULES
     }
     return by_rule | {"prediction_ties": metrics.prediction_ties(*sides, pairs)}
+
+
+def _selection_statistics(table: _Table, proxy_B: np.ndarray) -> dict[str, dict[str, metrics.Ratio]]:
+    """What is found, and what is lost, by taking a prompt's best by ``proxy``."""
+    sides = table.reward_B, proxy_B, table.prompt_B, table.prompts
+    return {
+        "precision": {str(k): metrics.precision_at(*sides, k) for k in PRECISION_AT},
+        "regret": {str(n): metrics.best_of_n_regret(*sides, n) for n in BEST_OF},
+    }
 
 
 def _bias(table: _Table, one: _Predicted) -> metrics.Statistic:
@@ -305,9 +362,20 @@ def _compared(
     return [(key, ours[key], theirs[key]) for key in ("accuracy", "auroc", "brier")] + [("tail_pair_accuracy", *half)]
 
 
-def _reliability(table: _Table, one: _Predicted) -> list[dict[str, Any]]:
-    curve = metrics.reliability_curve(table.gold_N, one.prob_N, RELIABILITY_BINS)
-    return [{"count": p.count, "predicted": json_number(p.predicted), "judged": json_number(p.judged)} for p in curve]
+def _reliability(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Two reliability curves: over bins of equally many verdicts, and of equal width."""
+    sides = table.gold_N, one.prob_N, table.prompt_N, table.prompts
+    bins = {
+        "reliability": metrics.equal_mass_bins(one.prob_N, metrics.RELIABILITY_BINS),
+        "reliability_by_width": metrics.equal_width_bins(one.prob_N, metrics.RELIABILITY_BINS),
+    }
+
+    def row(found: metrics.ReliabilityBin) -> dict[str, Any]:
+        estimates = {"predicted": found.predicted, "judged": found.judged}
+        bounds = {"count": found.count, "low": json_number(found.low), "high": json_number(found.high)}
+        return bounds | {key: as_dict(metrics.estimate(s, counts_RP)) for key, s in estimates.items()}
+
+    return {key: [row(found) for found in metrics.reliability_curve(*sides, bin_N)] for key, bin_N in bins.items()}
 
 
 def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[dict[str, Any]]:
@@ -330,57 +398,27 @@ def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[
                 "responses": int(chosen.sum()),
                 "pairs": int((table.reward_B[within.first_M] != table.reward_B[within.second_M]).sum()),
             }
-            | {key: _as_dict(metrics.estimate(s, counts_RP)) for key, s in statistics.items()}
+            | {key: as_dict(metrics.estimate(s, counts_RP)) for key, s in statistics.items()}
         )
     return rows
 
 
-def _by_tag(
-    records: Sequence[JudgedResponse], table: _Table, model: _Predicted, counts_RP: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Verdict-level agreement on each tag; a criterion with several tags counts under each."""
-    tags = [set(criterion.tags) or {UNTAGGED} for record in records for criterion in record.rubric.criteria]
-    known = [found for found, is_known in zip(tags, table.known_N, strict=True) if is_known]
-    found: dict[str, dict[str, Any]] = {}
-    for tag in sorted(set().union(*known)):
-        chosen = np.array([tag in has for has in known])
-        found[tag] = _breakdown(table, model, chosen, counts_RP)
-    return found
-
-
-def _by_generator(
-    records: Sequence[JudgedResponse], table: _Table, model: _Predicted, counts_RP: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Agreement on the responses of each generator, with how much more reward the model gives it than the judge."""
-    writer = np.array([record.generator for record in records])
-    writer_N = np.repeat(writer, [len(record.rubric.criteria) for record in records])[table.known_N]
-    writer_B = writer[table.rewarded_B]
-    found: dict[str, dict[str, Any]] = {}
-    for name in sorted(set(writer_N.tolist())):
-        chosen = writer_B == name
-        gap = metrics.mean((model.reward_B - table.reward_B)[chosen], table.prompt_B[chosen], table.prompts)
-        gold = metrics.mean(table.reward_B[chosen], table.prompt_B[chosen], table.prompts)
-        found[name] = (
-            {"responses": int((writer == name).sum())}
-            | _breakdown(table, model, writer_N == name, counts_RP)
-            | {
-                "mean_reward": _as_dict(metrics.estimate(gold, counts_RP)),
-                "bias": _as_dict(metrics.estimate(gap, counts_RP)),
-            }
-        )
-    return found
-
-
-def _breakdown(table: _Table, model: _Predicted, chosen_N: np.ndarray, counts_RP: np.ndarray) -> dict[str, Any]:
-    statistics = _criterion_statistics(table, model, chosen_N)
-    prompt_N = table.prompt_N[chosen_N]
-    shown = {
-        "mean_verdict": metrics.mean(table.gold_N[chosen_N], prompt_N, table.prompts),
-        "mean_predicted": metrics.mean(model.prob_N[chosen_N], prompt_N, table.prompts),
-    } | {key: statistics[key] for key in ("accuracy", "auroc", "brier")}
-    return {"verdicts": int(chosen_N.sum()), "prompts": len(np.unique(prompt_N))} | {
-        key: _as_dict(metrics.estimate(statistic, counts_RP)) for key, statistic in shown.items()
-    }
+def _sides(records: Sequence[JudgedResponse], table: _Table, model: _Predicted) -> Sides:
+    """Judge and model as `rm.slices` takes them."""
+    sizes = [len(record.rubric.criteria) for record in records]
+    criteria = [criterion for record in records for criterion in record.rubric.criteria]
+    return Sides(
+        gold_N=table.gold_N,
+        prob_N=model.prob_N,
+        prompt_N=table.prompt_N,
+        levels_N=table.levels_N,
+        response_N=np.repeat(np.arange(len(records)), sizes)[table.known_N],
+        criteria_N=[criterion for criterion, known in zip(criteria, table.known_N, strict=True) if known],
+        gold_B=table.reward_B,
+        proxy_B=model.reward_B,
+        prompt_B=table.prompt_B,
+        response_B=np.flatnonzero(table.rewarded_B),
+    )
 
 
 def _disagreements(records: Sequence[JudgedResponse], probs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -405,7 +443,3 @@ def _disagreements(records: Sequence[JudgedResponse], probs: Sequence[np.ndarray
         }
         found.append((-round(float(gap_K[place]), JSON_DECIMALS), record.prompt, record.response, row))
     return [row for *_, row in sorted(found, key=lambda entry: entry[:3])[:DISAGREEMENTS]]
-
-
-def _as_dict(estimate: metrics.Estimate) -> dict[str, float | None]:
-    return {key: json_number(value) for key, value in asdict(estimate).items()}

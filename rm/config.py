@@ -66,6 +66,8 @@ class AuditConfig:
     tail: float = 0.25  # top share of each prompt's responses, by the judge
     bootstrap: int = 1000  # resamples of prompts for the intervals
     zero_shot: bool = True  # also run the untrained backbone, the costliest baseline
+    artefacts: bool = False  # also score swapped rubrics and edited responses: about six times the model's own work
+    ledger: str | None = None  # with the judge's votes, for its own agreement; unset: ledger.sqlite beside the data
     tokens_per_batch: int = 8192  # packed tokens in one forward pass
     seed: int = 0  # of the resamples
 

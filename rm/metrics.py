@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from rubric_data.pairs import Pairs, orders
 
 THRESHOLD = 0.5  # above: met; below: not met; exactly there: undecided
 LEVEL = 0.95  # of every interval
+RELIABILITY_BINS = 10
 _CLIP = 1e-6  # probabilities are kept this far from 0 and 1 in the log-loss
 
 TieRule = Literal["half", "wrong", "excluded"]
@@ -81,6 +82,23 @@ class CalibrationError:
 
     def at(self, counts_RP: np.ndarray) -> np.ndarray:
         return _divide(np.abs(counts_RP @ self.gap_PQ).sum(-1), counts_RP @ self.count_P)
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa with quadratic weights (1968).
+
+    ``sums_P6``: of each prompt the number of answers, the sums of both sides' answers, of their squares, and of the
+    squared differences.
+    """
+
+    sums_P6: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        count, first, second, first_squared, second_squared, gap = (counts_RP @ self.sums_P6).T
+        by_chance = count * (first_squared + second_squared) - 2 * first * second
+        by_chance[by_chance < 1e-9 * count**2] = 0  # one and the same answer throughout, but for rounding
+        return 1 - _divide(count * gap, by_chance)
 
 
 def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
@@ -149,10 +167,42 @@ def auroc(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts:
     return Auroc(wins, _per_prompt(met, prompt_N, prompts), _per_prompt(unmet, prompt_N, prompts))
 
 
+def nearest_answer(value_N: np.ndarray, levels_N: np.ndarray) -> np.ndarray:
+    """Each value as an answer on its criterion's scale of so many levels (2: no and yes), (N,) in [0, 1].
+
+    Halfway between two answers it stays halfway.
+    """
+    place_N = value_N * (levels_N - 1)
+    return (np.floor(place_N + 0.5) + np.ceil(place_N - 0.5)) / 2 / (levels_N - 1)
+
+
+def is_answer(value_N: np.ndarray, levels_N: np.ndarray) -> np.ndarray:
+    """Whether a value has one nearest answer, and is not halfway between two, (N,) bool."""
+    place_N = value_N * (levels_N - 1)
+    return np.floor(place_N + 0.5) == np.ceil(place_N - 0.5)
+
+
+def kappa(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, levels_N: np.ndarray) -> Kappa:
+    """Cohen's kappa of the `nearest_answer` of both sides, with quadratic weights; on yes/no answers the plain kappa.
+
+    Verdicts halfway between two answers are left out; a prediction there stays there. Undefined if both sides give one
+    and the same answer throughout.
+    """
+    decided = is_answer(gold_N, levels_N)
+    first, second = (nearest_answer(side, levels_N)[decided] for side in (gold_N, prob_N))
+    columns = (np.ones(len(first)), first, second, first**2, second**2, (first - second) ** 2)
+    return Kappa(np.column_stack([_per_prompt(column, prompt_N[decided], prompts) for column in columns]))
+
+
 def equal_mass_bins(value_N: np.ndarray, bins: int) -> np.ndarray:
     """The bin of each value, (N,) in 0..bins-1: bins hold equally many values, and equal values share a bin."""
     midrank = stats.rankdata(value_N) - 0.5  # of tied values the middle one, so that order plays no part
     return np.floor(midrank * bins / max(len(value_N), 1)).astype(int)
+
+
+def equal_width_bins(prob_N: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each probability, (N,) in 0..bins-1: equal parts of [0, 1], a bound to the upper."""
+    return np.minimum(np.floor(prob_N * bins), bins - 1).astype(int)
 
 
 def calibration_error(
@@ -165,19 +215,44 @@ def calibration_error(
 
 
 @dataclass(frozen=True)
-class ReliabilityPoint:
-    """One bin of the reliability curve: mean prediction against mean verdict of ``count`` verdicts."""
+class ReliabilityBin:
+    """One bin of a reliability curve: mean prediction against mean verdict of ``count`` verdicts.
+
+    ``low`` and ``high`` are its smallest and largest prediction.
+    """
 
     count: int
-    predicted: float
-    judged: float
+    low: float
+    high: float
+    predicted: Ratio
+    judged: Ratio
 
 
-def reliability_curve(gold_N: np.ndarray, prob_N: np.ndarray, bins: int) -> list[ReliabilityPoint]:
-    """The reliability curve over equal-mass bins of the prediction, empty bins left out."""
-    bin_N = equal_mass_bins(prob_N, bins)
-    members = (bin_N == index for index in np.unique(bin_N))
-    return [ReliabilityPoint(int(m.sum()), float(prob_N[m].mean()), float(gold_N[m].mean())) for m in members]
+def reliability_curve(
+    gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, bin_N: np.ndarray
+) -> list[ReliabilityBin]:
+    """The reliability curve over bins of the prediction, which stay put over resamples; empty ones are left out."""
+    found = []
+    for members in (bin_N == index for index in np.unique(bin_N)):
+        prob, prompt = prob_N[members], prompt_N[members]
+        sides = mean(prob, prompt, prompts), mean(gold_N[members], prompt, prompts)
+        found.append(ReliabilityBin(len(prob), float(prob.min()), float(prob.max()), *sides))
+    return found
+
+
+def verdict_statistics(
+    gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, levels_N: np.ndarray
+) -> dict[str, Statistic]:
+    """What is said of any set of N verdicts, by its key in audit.json."""
+    sides = gold_N, prob_N, prompt_N, prompts
+    return {
+        "accuracy": accuracy(*sides),
+        "auroc": auroc(*sides),
+        "kappa": kappa(*sides, levels_N),
+        "brier": brier(*sides),
+        "log_loss": log_loss(*sides),
+        "ece": calibration_error(*sides, bins=RELIABILITY_BINS),
+    }
 
 
 # --- rewards within a prompt -----------------------------------------------------------------------------------------
@@ -239,6 +314,58 @@ def prediction_ties(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarra
 def judge_ties(gold_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs) -> Ratio:
     """Share of the pairs that the judge ties on."""
     return mean(orders(gold_B, pairs) == 0, prompt_B[pairs.first_M], prompts)
+
+
+def among_best(value_B: np.ndarray, prompt_B: np.ndarray, k: int) -> np.ndarray:
+    """Chance of each response to be among the k of its prompt with the highest value, (B,) in [0, 1].
+
+    Responses that tie for the last places share them; of a prompt with k responses or fewer, all are.
+    """
+    found = np.ones(len(value_B))
+    for members in (np.flatnonzero(prompt_B == prompt) for prompt in np.unique(prompt_B)):
+        if len(members) > k:
+            value = value_B[members]
+            last = np.sort(value)[-k]
+            places = k - (value > last).sum()
+            found[members] = np.where(value == last, places / (value == last).sum(), value > last)
+    return found
+
+
+def precision_at(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, k: int) -> Ratio:
+    """Share of a prompt's k best by the prediction that are among its k best by the judge, averaged over prompts.
+
+    The judge's k best are joined by whatever ties with the last of them; of responses the prediction ties on, any is as
+    likely to be taken. A prompt counts if some of its responses are not among the judge's. A constant prediction has
+    the precision of chance.
+    """
+    relevant = among_best(gold_B, prompt_B, k) > 0
+    hits = _per_prompt(relevant * among_best(proxy_B, prompt_B, k), prompt_B, prompts) / k
+    counts = _per_prompt(~relevant, prompt_B, prompts) > 0
+    return Ratio(np.where(counts, hits, 0), counts.astype(float))
+
+
+def best_of_n(gold_B: np.ndarray, proxy_B: np.ndarray, n: int) -> float:
+    """Expected gold of the response with the highest proxy among n of these B, drawn without replacement; n <= B.
+
+    Exact, over all C(B, n) draws; where the highest proxy is shared, each of these is as likely to be taken.
+    """
+    _, group_B, size_G = np.unique(proxy_B, return_inverse=True, return_counts=True)
+    up_to_G = special.comb(np.concatenate([[0], np.cumsum(size_G)]), n) / special.comb(len(gold_B), n)
+    return float(np.diff(up_to_G) @ (np.bincount(group_B, weights=gold_B) / size_G))
+
+
+def best_of_n_regret(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, n: int) -> Ratio:
+    """Expected gold lost by taking the best of n by the prediction and not by the judge, averaged over prompts.
+
+    A prompt counts if it has at least n responses.
+    """
+    total, defined = np.zeros(prompts), np.zeros(prompts)
+    for prompt in np.unique(prompt_B):
+        gold, proxy = gold_B[prompt_B == prompt], proxy_B[prompt_B == prompt]
+        if len(gold) >= n:
+            defined[prompt] = 1
+            total[prompt] = best_of_n(gold, gold, n) - best_of_n(gold, proxy, n)
+    return Ratio(total, defined)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 import html.parser
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from rm.artefacts import artefacts
 from rm.audit import audit
-from rm.report import render, summary_table
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rm.report import artefact_table, render, summary_table
+from rubric_data.records import Criterion, JudgedResponse, Level, Rubric, Verdict, Verifier
+from rubric_data.verifiers import VerifierJudge
 
 HOSTILE = (
     "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> & \"quoted\" {{ 7 * 191 }} $x_1$"
@@ -19,6 +22,9 @@ FACTS = {
     "rubrics_seen_in_training": 0,
     "rubrics": 3,
 }
+# of the two criteria: one that code answers, and one with levels
+SORTS = ({"verifier": Verifier(name="has_digit")}, {"levels": tuple(Level(label=name) for name in "abc")})
+SECTIONS = ("The ceiling", "By level", "Seen and unseen", "Does the score follow", "Edits that make")
 
 
 def result(text=HOSTILE, name="<script>&amp;", values=((1.0, 0.0), (0.0, 1.0))):
@@ -30,10 +36,15 @@ def result(text=HOSTILE, name="<script>&amp;", values=((1.0, 0.0), (0.0, 1.0))):
             response_id=f"r{number}{place}{text}",
             response=text,
             rubric=Rubric(
-                criteria=tuple(Criterion(id=f"c{i}{text}", text=text, tags=(text,)) for i in range(len(verdicts)))
+                criteria=tuple(
+                    Criterion(id=f"c{i}{text}", text=text, tags=(text,), weight=1 + number, **SORTS[i])
+                    for i in range(len(verdicts))
+                )
             ),
             generator=text,
-            verdicts=tuple(Verdict(criterion_id=f"c{i}{text}", value=value) for i, value in enumerate(verdicts)),
+            verdicts=tuple(
+                Verdict(criterion_id=f"c{i}{text}", value=value, human=value) for i, value in enumerate(verdicts)
+            ),
             split="test",
         )
         for number in range(2)
@@ -41,13 +52,24 @@ def result(text=HOSTILE, name="<script>&amp;", values=((1.0, 0.0), (0.0, 1.0))):
     ]
     probs = [np.linspace(0.2, 0.9, len(record.rubric.criteria)) * (1 - 0.1 * i) for i, record in enumerate(records)]
     facts = FACTS | {"model": text, "judges": [text]}
-    return {"facts": facts} | audit(records, {"model": probs, "model (raw)": probs, name: probs}, bootstrap=20)
+    predictions = {"model": probs, "model (raw)": probs, name: probs}
+    votes = [np.ones((len(found), 2)) for found in probs]
+    audited = audit(records, predictions, train=records, votes=votes, bootstrap=20)
+    edits = artefacts(Half(), VerifierJudge(), records, probs, bootstrap=20)
+    return {"facts": facts} | audited | {"artefacts": edits}
+
+
+class Half:
+    """A scorer that says one half of everything."""
+
+    def score_records(self, records, *, progress=False):
+        return [SimpleNamespace(probs=np.full(len(r.rubric.criteria), 0.5), truncated=0) for r in records]
 
 
 class Page(html.parser.HTMLParser):
     """Tags, attributes and text of a page, and whether its tags close in order."""
 
-    VOID = frozenset({"meta", "path", "use"})
+    VOID = frozenset({"br", "meta", "path", "use"})
 
     def __init__(self, source):
         super().__init__()
@@ -84,6 +106,7 @@ def test_hostile_texts_are_shown_and_never_obeyed(page):
     assert page.text.count(HOSTILE) > 10
     assert page.text.count("<script>&amp;") > 4  # predictor, in tables and plots
     assert "1337" not in page.text
+    assert all(section in page.text for section in SECTIONS)
 
 
 def test_page_is_whole_and_asks_nothing_of_the_network(page):
@@ -99,7 +122,7 @@ def test_page_is_whole_and_asks_nothing_of_the_network(page):
 
 
 def test_plots_are_inline_follow_the_page_and_have_ids_of_their_own(page):
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 9
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len({*ids})
     source = render(result("plain", "plain"))
@@ -115,11 +138,13 @@ def test_the_same_audit_gives_the_same_page():
 def test_page_without_facts_and_with_undefined_numbers():
     """All verdicts met: no AUROC, no ordered pairs; the page says so with a dash."""
     bare = result("plain", "plain", values=((1.0,), (1.0,)))
-    del bare["facts"]
+    del bare["facts"], bare["artefacts"]
+    bare |= {"ceiling": {}, "by_novelty": {}}
     assert bare["predictors"]["model"]["criterion"]["auroc"] == {"value": None, "low": None, "high": None}
     page = Page(render(bare))
     assert page.open == [] and "–" in page.text
     assert "None" not in page.text and not re.search(r"\bnan\b", page.text)
+    assert not any(section in page.text for section in SECTIONS)  # there is nothing to say in them
 
 
 def test_numbers_on_the_page_are_those_of_the_audit():
@@ -141,4 +166,12 @@ def test_summary_table_fits_80_columns_and_takes_names_as_they_are():
     assert "2 prompts, 4 responses, 8 verdicts" in printed
     assert "[red]overlap[/]" in printed
     assert "[low high]: 95% interval, 20 resamples of prompts" in printed
+    assert "…" not in printed
+
+
+def test_artefact_table_fits_80_columns():
+    console = Console(width=80, record=True)
+    console.print(artefact_table(result("plain", "plain")))
+    printed = console.export_text()
+    assert "rubric restated" in printed and "where gold moves the proxy follows" in " ".join(printed.split())
     assert "…" not in printed
