@@ -70,6 +70,7 @@ def render(result: dict[str, Any]) -> str:
         model=predictors[_MODEL],
         best=best,
         criteria=[(_clip(row["criterion"], 200), row) for row in _worst_criteria(result["by_criterion"])],
+        regrets={n: found for n, found in result["selection"]["regret"].items() if found["prompts"]},
         lengths=[(f"{row['low']} to {row['high']}", row) for row in result["by_length"]],
         novelty=[(f"{of}, {side}", row) for of, sides in result["by_novelty"].items() for side, row in sides.items()],
         headlines=[(title, _get(predictors[_MODEL], kind, key), hint) for title, kind, key, hint in _HEADLINES],
@@ -254,13 +255,13 @@ def _draw_tops(ax: Axes, predictors: dict[str, Any]) -> None:
 
 
 def _draw_regret(ax: Axes, result: dict[str, Any], baseline: str | None) -> None:
-    by_chance = {n: found["by_chance"] for n, found in result["selection"]["regret"].items()}
+    by_chance = {n: row["by_chance"] for n, row in result["selection"]["regret"].items() if row["prompts"]}
     rows = [("by chance", by_chance, _GREY, ".", 0.0)]
     for name, colour, marker, shift in ((baseline, _ORANGE, "s", 0.05), (_MODEL, _BLUE, "o", -0.05)):
         if name is not None:
             rows.append((name, result["predictors"][name]["reward"]["regret"], colour, marker, shift))
     for name, found, colour, marker, shift in rows:
-        _with_defined(ax, np.arange(len(found)) + shift, list(found.values()), colour, marker, name)
+        _with_defined(ax, np.arange(len(by_chance)) + shift, [found[n] for n in by_chance], colour, marker, name)
     ax.set_xticks(range(len(by_chance)), list(by_chance))
     ax.set(xlabel="best of n", ylabel="judge's reward lost", xlim=(-0.5, len(by_chance) - 0.5))
     ax.set_ylim(bottom=0)

@@ -171,7 +171,7 @@ def _step(parts: _Parts, scale_N: np.ndarray, level: int, levels: int) -> dict[s
     def parted(prompt_N: np.ndarray, prompts: int) -> Statistics:
         return {"auroc_from": metrics.auroc((judged >= level).astype(float), prob, prompt_N, prompts)}
 
-    row = {"level": level, "value": json_number(level / (levels - 1)), "verdicts": int(here.sum())}
+    row: dict[str, Any] = {"level": level, "value": json_number(level / (levels - 1)), "verdicts": int(here.sum())}
     row |= settle_over(prompt[here], on_it, parts.counts_RP)
     return row | settle_over(prompt, parted, parts.counts_RP)
 
