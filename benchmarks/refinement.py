@@ -3,7 +3,7 @@
 Two tables: the embedded model behind `transformers serve` as proposer and judge, whatever it achieves; and recorded
 proposer replies (tests/golden/refinement.json), ranked by exact checks. Writes benchmarks/results/refinement.json:
 
-    python -m benchmarks.refinement --output runs/refinement
+    python -m benchmarks.refinement --output runs/refinement      about an hour on two idle cores
 """
 
 import argparse
@@ -76,7 +76,7 @@ def with_embedded_model(folder: Path, arguments: argparse.Namespace) -> dict[str
         where = ["--base_url", f"{server.url}/v1", "--model", resolve_model("smollm2")]
         small = ["--timeout", "300", "--concurrency", "2"]
         proposing = [*where, *small, "--max_tokens", str(arguments.max_tokens), "--max_failed", "1.0"]
-        judging = ["--judge", "systemone", *where, *small]
+        judging = ["--judge", "systemone", "--use_verifiers", "false", *where, *small]
         paths = {name: str(folder / name) for name in ("generate", "refine", "judge", "train")}
         seconds = {}
         seconds["generate"] = run("rubric", "generate", "--data", prompts, "--output", paths["generate"], *proposing)
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/refinement"), help="new folder for all runs")
     parser.add_argument("--prompts", type=int, default=40, help="embedded prompts")
     parser.add_argument("--responses", type=int, default=6, help="responses of each: three pairs")
-    parser.add_argument("--max_tokens", type=int, default=64, help="longest reply of the embedded proposer")
+    parser.add_argument("--max_tokens", type=int, default=300, help="longest reply of the embedded proposer")
     arguments = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
     arguments.output.mkdir(parents=True)

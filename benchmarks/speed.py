@@ -4,7 +4,7 @@
     python -m benchmarks.speed score growth    some of them
     python -m benchmarks.speed train --works a b    on some of the workloads
 
-Claims: score (against one padded sequence per criterion, a P(yes) judge, any2jev), json (a JSON judge), train,
+Claims: score (against one padded sequence per criterion, a P(yes) judge), any2jev, json (a JSON judge), train,
 efficiency, growth, memory, files (`rubric-rm score` on 2,000 responses, ten minutes more). Every claim becomes
 benchmarks/results/speed-*.json; a table closes the run, and docs/performance.md quotes it. Needs any2jev 0.1 (extra
 `bench`) and ../shared/data/realsumm.parquet for the parts that name them; they are left out, saying so, where absent.
@@ -37,6 +37,7 @@ from rm.encoding import Encoder
 from rm.layout import Tree, pack
 from rm.local_judge import LocalJudge
 from rm.lora import attach_lora
+from rm.memory import keep_memory
 from rm.model import RubricRewardModel
 from rm.scorer import RubricScorer, run_score
 from rubric_data.files import write_text
@@ -157,7 +158,7 @@ def ours(work: Work) -> Run:
 
 @functools.cache
 def _scorer() -> RubricScorer:
-    return RubricScorer.zero_shot(MODEL, use_verifiers=False)
+    return RubricScorer.zero_shot(MODEL, use_verifiers=False, tokens_per_batch=ScoreConfig.tokens_per_batch)
 
 
 def padded(work: Work) -> Run:
@@ -358,29 +359,45 @@ def claim_score(works: Sequence[Work]) -> list[Row]:
             ("padded", padded, f"{0.95 * ratio:.1f}"),
             ("p-yes", p_yes, f"{ratio:.1f}"),
         ]
-        others += [("any2jev", any2jev, _ANY2JEV_TARGETS[work.name])] if _has_any2jev() else []
         for name, build, target in others:
             rows.append(_compare(f"score-{work.name}-{name}", ours(work), build(work), target, token_ratio=ratio))
     return rows
 
 
+def claim_any2jev(works: Sequence[Work]) -> list[Row]:
+    """Scoring against any2jev, where it is installed."""
+    rows = []
+    for work in works:
+        if _has_any2jev():
+            mine, theirs = _rates(ours(work), any2jev(work))
+            target, notes = _ANY2JEV_TARGETS[work.name], _roofline(work, theirs)
+            rows.append(
+                _recorded(f"score-{work.name}-any2jev", "criteria / s", mine, "any2jev", theirs, target, notes=notes)
+            )
+    return rows
+
+
 def claim_json(works: Sequence[Work]) -> list[Row]:
-    """Scoring against a judge that writes its answers; the notes say how far any pass over the same text could get."""
-    return [_compare_json(work) for work in works]
+    """Scoring against a judge that writes its answers, one pass over its weights for each token."""
+    rows = []
+    for work in works:
+        mine, theirs = _rates(ours(work), json_judge(work))
+        notes = _roofline(work, theirs)
+        rows.append(_recorded(f"json-{work.name}", "criteria / s", mine, "json", theirs, "100", notes=notes))
+    return rows
 
 
-def _compare_json(work: Work) -> Row:
-    mine, theirs = _rates(ours(work), json_judge(work))
-    trees = work.trees(_scorer().encoder)
+def _roofline(work: Work, theirs: Sequence[float]) -> str:
+    """How far any pass over the same text could get."""
     model = _scorer().model.backbone
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-    least = 2 * weights * sum(tree.length for tree in trees) / gemm_peak(model.dtype) / 1e9  # seconds, at the peak
+    tokens = sum(tree.length for tree in work.trees(_scorer().encoder))
+    least = 2 * weights * tokens / gemm_peak(model.dtype) / 1e9  # seconds
     best = work.criteria / least / spread(theirs)["median"]
-    notes = (
-        f"the judge writes {_JSON_TOKENS} tokens a criterion, one pass over its weights each; ours reads the texts "
-        f"once, and were that as fast as matrix products alone at their peak the ratio would be {best:.0f}"
+    return (
+        f"ours reads {tokens} tokens once; were nothing else to do than its matrix products, at the peak of a product "
+        f"of 2048 cubed measured beside it, the ratio would be {best:.1f}"
     )
-    return _recorded(f"json-{work.name}", "criteria / s", mine, "json", theirs, "100", notes=notes)
 
 
 def claim_train(works: Sequence[Work]) -> list[Row]:
@@ -434,7 +451,7 @@ def gemm_peak(dtype: torch.dtype, seconds: float = 0.5, size: int = 2048) -> flo
     return times * 2 * size**3 / _seconds(lambda: [a @ b for _ in range(times)]) / 1e9
 
 
-def claim_growth(_: Sequence[Work]) -> list[Row]:
+def claim_growth(_works: Sequence[Work]) -> list[Row]:
     """Time from 10 to 200 criteria on the same prompt and response, over what the tokens grow by."""
     scorer, sizes = _scorer(), (10, 200)
     small, large = (
@@ -454,7 +471,7 @@ def claim_growth(_: Sequence[Work]) -> list[Row]:
     return [_recorded("growth", "microseconds a token", per_token[1], "10 criteria", per_token[0], "at most 1.1")]
 
 
-def claim_memory(_: Sequence[Work]) -> list[Row]:
+def claim_memory(_works: Sequence[Work]) -> list[Row]:
     """Peak memory of a process that scores 64k tokens in one call, and 16k."""
     peaks = {}
     for tokens in (16_384, 65_536):
@@ -478,7 +495,7 @@ def peak_gib(tokens: int) -> float:
     return int(line.split()[1]) / 2**20
 
 
-def claim_files(_: Sequence[Work]) -> list[Row]:
+def claim_files(_works: Sequence[Work]) -> list[Row]:
     """`rubric-rm score` on 2,000 responses x 10 criteria from Parquet to Parquet, its start included, over memory."""
     work = made_up("files", prompts=250, prompt=40, responses=8, response=40, criteria=10, criterion=12)
     records = [
@@ -507,7 +524,7 @@ def claim_files(_: Sequence[Work]) -> list[Row]:
 
 def _compare(name: str, first: Run, second: Run, target: str, **config: Any) -> Row:
     mine, theirs = _rates(first, second)
-    return _recorded(name, "criteria / s", mine, name.rpartition("-")[2], theirs, target, **config)
+    return _recorded(name, "criteria / s", mine, name.split("-", 2)[2], theirs, target, **config)
 
 
 def _recorded(
@@ -552,6 +569,7 @@ def _has_any2jev() -> bool:
 
 CLAIMS: dict[str, Callable[[Sequence[Work]], list[Row]]] = {
     "score": claim_score,
+    "any2jev": claim_any2jev,
     "json": claim_json,
     "train": claim_train,
     "efficiency": claim_efficiency,
@@ -569,6 +587,7 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", choices=known, default=known, help="workloads, for the claims on them")
     given = parser.parse_args()
     asked = works(given.works)
+    keep_memory()  # as the command line does, for everybody in the process
     if not REALSUMM.exists():
         _console.print(f"{REALSUMM} is not there: its comparisons are left out")
     shown = Table("claim", "ours", "the other", "ratio", title=f"written to {RESULTS.relative_to(Path.cwd())}")

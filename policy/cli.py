@@ -17,7 +17,17 @@ from typing import Any
 
 from policy.config import DEMO_SETS, DemoConfig, PolicyConfig
 from policy.options import build_parser, parse, to_yaml
-from rm.config import REFINE_SETS, AuditConfig, CalibrateConfig, FilterConfig, RefineConfig, ScoreConfig, TrainConfig
+from rm.config import (
+    REFINE_SETS,
+    AuditConfig,
+    CalibrateConfig,
+    FilterConfig,
+    RefineConfig,
+    ScoreConfig,
+    SnrConfig,
+    TrainConfig,
+)
+from rm.memory import keep_memory
 from rubric_data.config import (
     AblateConfig,
     ConsistencyConfig,
@@ -178,9 +188,10 @@ STAGES = {
     ),
     "calibrate": Stage(
         CalibrateConfig,
-        "rm.calibration:run_calibrate",
-        "Everything that loads the model afterwards applies it. The model answers all criteria here, those with a "
-        "verifier too.",
+        "rm.calibrating:run_calibrate",
+        "Ways to map verdicts are compared on held-out prompts, and the best is stored; then the expected reward of "
+        "the judge, and intervals, right where a policy at the planned KL will be. Everything that loads the model "
+        "afterwards applies it. The model answers all criteria here, those with a verifier too.",
         "--model runs/train/model --data runs/judge/judged.jsonl",
     ),
     "audit": Stage(
@@ -190,6 +201,15 @@ STAGES = {
         "tag, length, lexical overlap, and the untrained backbone. The model answers all criteria here, those with a "
         "verifier too.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
+        tabulates=True,
+    ),
+    "snr": Stage(
+        SnrConfig,
+        "rm.panel:run_snr",
+        "Signal is what differs between recipes, noise what differs between one run's last checkpoints. Train each "
+        "recipe with --keep_checkpoints 12 or so first. The models answer all criteria, uncalibrated. Scores are kept; "
+        "--resume true scores new checkpoints only, whatever else is asked.",
+        "--runs '[runs/a, runs/b, runs/c]' --data runs/judge/judged.jsonl --output runs/snr",
         tabulates=True,
     ),
     "score": Stage(
@@ -284,6 +304,7 @@ def _run_stage(name: str, stage: Stage, rest: list[str]) -> int:
     if _is_main_process() and not stage.quick:
         _show(name, to_yaml(config, stage.hidden))
     _quieten()
+    keep_memory()
     report = resolve_name(stage.run)(config)
     if _is_main_process() and not stage.tabulates:
         print("\n".join(["", *digest(report)]))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rm.config import AuditConfig, CalibrateConfig, TrainConfig
+from rm.config import AuditConfig, CalibrateConfig, RewardKind, TrainConfig
 from rubric_data.config import EMBEDDED, JudgeConfig
 
 
@@ -14,6 +14,7 @@ class PolicyConfig:
     reward_model: str  # model folder of a training run
     output: str  # run folder; the LoRA adapter is written into its adapter/ folder
     data: str = "builtin"  # prompts with rubrics: train + validation prompts are trained on, test prompts evaluated
+    reward: RewardKind = "proxy"  # what is paid: mean of the verdicts; the judge's expected reward; its lower bound
     policy: str = "smollm2"  # model folder, hub id or 'smollm2'
     judge: Literal["verifier", "local", "openai", "systemone"] = "verifier"  # who gives the gold reward
     judge_model: str = EMBEDDED  # local: model folder, hub id or 'smollm2'; openai, systemone: its name at the endpoint

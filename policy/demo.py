@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _RUNS = {
     "judge": "rm.judging:run_judge",
     "train": "rm.train:run_train",
-    "calibrate": "rm.calibration:run_calibrate",
+    "calibrate": "rm.calibrating:run_calibrate",
     "audit": "rm.audit:run_audit",
     "policy": "policy.ppo:run_ppo",
 }
@@ -44,6 +44,13 @@ _OF_PPO = (
     "proxy_after",
     "proxy_gain",
     "kl_final",
+)
+_CALIBRATED = (
+    ("tail pair accuracy", "tail_pair_accuracy"),
+    ("Brier score", "brier"),
+    ("reward error, model's top", "reward_error"),
+    ("reward bias, model's top", "reward_bias"),
+    ("lower bound holds", "lower_bound"),
 )
 _UNDEFINED = "–"
 _LEGEND = "[low high]: 95 % interval over prompts"
@@ -193,12 +200,23 @@ def summarise(
             "tail_pair_accuracy_after": audit["predictors"][_MODEL]["reward"]["tail_pair_accuracy"]["half"],
             "brier_before": audit["predictors"][_RAW]["criterion"]["brier"],
             "brier_after": audit["predictors"][_MODEL]["criterion"]["brier"],
+            **_reward_calibration(audit.get("reward_level")),
         },
         "speed": speed,
         "policy": {key: ppo[key] for key in _OF_PPO},
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
         "stolen": round(stolen, 3),
     }
+
+
+def _reward_calibration(level: dict[str, Any] | None) -> dict[str, Estimate | None]:
+    """Rewards where the model likes them best, before and after; nothing if too few prompts were left to map them."""
+    found: dict[str, Estimate | None] = {}
+    for kind in ("error", "bias"):
+        found[f"reward_{kind}_before"] = level and level[kind]["raw"]["proxy_tail"]
+        found[f"reward_{kind}_after"] = level and level[kind]["calibrated"]["proxy_tail"]
+    held = level and level["coverage"]["lower_bound"]["tilted"]
+    return found | {"lower_bound_before": None, "lower_bound_after": held}
 
 
 @dataclass(frozen=True)
@@ -230,7 +248,7 @@ def tabulate(summary: dict[str, Any]) -> list[Section]:
             ("measure", "before", "after"),
             [
                 (title, _text(calibration[f"{key}_before"]), _text(calibration[f"{key}_after"]))
-                for title, key in (("tail pair accuracy", "tail_pair_accuracy"), ("Brier score", "brier"))
+                for title, key in _CALIBRATED
             ],
         ),
         Section(

@@ -98,7 +98,9 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(config.policy)
-    scorer = RubricScorer.from_pretrained(config.reward_model, device=device, use_verifiers=config.use_verifiers)
+    scorer = RubricScorer.from_pretrained(
+        config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
+    )
     adapter = RubricRewardAdapter(scorer, tokenizer, training)
     judge: Judge = build_judge(
         JudgeConfig(config.output, judge=config.judge, model=config.judge_model, base_url=config.judge_base_url)

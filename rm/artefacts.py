@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm import metrics
-from rm.slices import Statistics, answers_of, prompts_by_text, settle_over
+from rm.parts import Statistics, settle_over
+from rm.sides import answers_of, prompts_by_text
 from rubric_data.counterfactuals import EDITS, edited
 from rubric_data.judges import Judge, JudgeRequest
 from rubric_data.pairs import REWARD_DECIMALS

@@ -7,7 +7,7 @@ are `rm.metrics`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ import numpy as np
 from rich.console import Console
 from scipy.special import expit
 
-from rm import baselines, metrics, report
+from rm import baselines, forecast, metrics, report, reward_level
 from rm.artefacts import artefacts
 from rm.ceiling import ceiling, human_answers
 from rm.config import AuditConfig
-from rm.slices import Sides, answers_of, as_dict, prompts_by_text, slices
+from rm.parts import parts
+from rm.sides import Predicted, Table, check_predictions, criterion_statistics, pair_sets, require_unmasked, rewards
 from rubric_data.errors import UserError
 from rubric_data.files import JSON_DECIMALS, json_number, start_run, write_json, write_text
 from rubric_data.ledger import LedgerReader
 from rubric_data.ledger_view import votes_on
-from rubric_data.pairs import REWARD_DECIMALS, Pairs, same_prompt_pairs
+from rubric_data.pairs import Pairs, same_prompt_pairs
 from rubric_data.records import JudgedResponse
-from rubric_data.reward import rubric_reward
 from rubric_data.split import of_split
 from rubric_data.verifiers import VerifierJudge, check_verifiers
 
@@ -61,7 +61,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
         raise UserError(f"bootstrap: must be at least 1, got {config.bootstrap}; 1000 gives steady intervals")
     records = load_judged(config.data)
     held_out = of_split(records, config.split)
-    _require_verdicts(held_out)
+    require_unmasked("audit", held_out)
     if config.artefacts:
         check_verifiers(held_out)
     train = [record for record in records if record.split == "train" and not np.isnan(record.values()).all()]
@@ -105,6 +105,17 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
+    level = scorer.calibration.reward_level
+    if level is not None and result["unrewarded"] < result["responses"]:
+        result["reward_level"] = reward_level.measure(
+            held_out,
+            predictions[MODEL],
+            predictions[RAW],
+            level,
+            tail=config.tail,
+            bootstrap=config.bootstrap,
+            seed=config.seed,
+        )
     if config.artefacts:
         options = {"bootstrap": config.bootstrap, "seed": config.seed}
         result["artefacts"] = artefacts(scorer, VerifierJudge(), held_out, predictions[MODEL], **options)
@@ -142,18 +153,17 @@ def audit(
     if MODEL not in predictions:
         raise ValueError(f"predictions: {MODEL!r} is missing among {', '.join(map(repr, predictions)) or 'none'}")
     for name, values in predictions.items():
-        _check_predictions(name, values, records)
-    _require_verdicts(records)
-    table = _Table.of(records)
+        check_predictions(name, values, records)
+    require_unmasked("audit", records)
+    table = Table.of(records)
     counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
-    judged = {name: _Predicted.of(values, records, table) for name, values in predictions.items()}
+    judged = {name: Predicted.of(values, records, table) for name, values in predictions.items()}
     model = judged[MODEL]
-    everything, best = _pair_sets(table, tail)
-    tops = {f"{share:.0%}": _pair_sets(table, share)[1] for share in TOPS}
-    sides = _sides(records, table, model)
+    everything, best = pair_sets(table, tail)
+    tops = {f"{share:.0%}": pair_sets(table, share)[1] for share in TOPS}
 
     def settle(statistic: metrics.Statistic) -> dict[str, float | None]:
-        return as_dict(metrics.estimate(statistic, counts_RP))
+        return metrics.estimate(statistic, counts_RP).as_dict()
 
     return {
         "prompts": table.prompts,
@@ -181,11 +191,11 @@ def audit(
         "level": metrics.LEVEL,
         "predictors": {
             name: {
-                "criterion": {key: settle(s) for key, s in _criterion_statistics(table, one).items()}
+                "criterion": {key: settle(s) for key, s in criterion_statistics(table, one).items()}
                 | _reliability(table, one, counts_RP),
                 "reward": {
-                    "spearman": settle(metrics.spearman(*_rewards(table, one))),
-                    "kendall": settle(metrics.kendall(*_rewards(table, one))),
+                    "spearman": settle(metrics.spearman(*rewards(table, one))),
+                    "kendall": settle(metrics.kendall(*rewards(table, one))),
                     "bias": settle(_bias(table, one)),
                     "pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, everything).items()},
                     "tail_pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, best).items()},
@@ -204,19 +214,21 @@ def audit(
         },
         "model_minus": {
             name: {
-                key: as_dict(metrics.difference(ours, theirs, counts_RP))
+                key: metrics.difference(ours, theirs, counts_RP).as_dict()
                 for key, ours, theirs in _compared(table, model, other, best)
             }
             for name, other in judged.items()
             if name != MODEL
         },
         "ceiling": ceiling(
-            sides,
+            table,
+            model,
             human_answers(records)[table.known_N],
             None if votes is None else np.concatenate(votes)[table.known_N],
             counts_RP,
         ),
-        **slices(records, train, sides, counts_RP),
+        **parts(records, train, table, model, counts_RP),
+        "forecast": forecast.section(table.reward_B, model.reward_B, table.prompt_B, counts_RP, settle),
         "disagreements": _disagreements(records, predictions[MODEL]),
     }
 
@@ -246,102 +258,18 @@ def _votes(config: AuditConfig, records: Sequence[JudgedResponse]) -> list[np.nd
         return votes_on(ledger, records)
 
 
-def _require_verdicts(records: Sequence[JudgedResponse]) -> None:
-    if all(np.isnan(record.values()).all() for record in records):
-        raise UserError("audit: none of the responses has a verdict that is not masked; judge them first")
-
-
-def _check_predictions(name: str, values: Sequence[np.ndarray], records: Sequence[JudgedResponse]) -> None:
-    if len(values) != len(records):
-        raise ValueError(f"predictions {name!r}: {len(values)} for {len(records)} responses")
-    for record, probs_K in zip(records, values, strict=True):
-        if np.shape(probs_K) != (len(record.rubric.criteria),):
-            raise ValueError(f"predictions {name!r}: response {record.response_id!r} needs one number per criterion")
-        if not ((np.asarray(probs_K) >= 0) & (np.asarray(probs_K) <= 1)).all():
-            raise ValueError(f"predictions {name!r}: response {record.response_id!r} has a number outside [0, 1]")
-
-
-# --- the tables the statistics are taken from ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The judge's side. N unmasked verdicts; B responses with a reward; prompts numbered 0..P-1."""
-
-    prompts: int
-    known_N: np.ndarray  # over every verdict, masked ones too: which are known
-    gold_N: np.ndarray
-    prompt_N: np.ndarray
-    levels_N: np.ndarray  # how many answers each criterion has
-    rewarded_B: np.ndarray  # over every response: which have a reward
-    reward_B: np.ndarray
-    prompt_B: np.ndarray
-
-    @classmethod
-    def of(cls, records: Sequence[JudgedResponse]) -> "_Table":
-        prompts, prompt = prompts_by_text(records)
-        sizes = [len(record.rubric.criteria) for record in records]
-        gold = np.array([value for record in records for value in record.values()], float)
-        levels = np.array([answers_of(criterion) for record in records for criterion in record.rubric.criteria])
-        reward = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
-        known, rewarded = ~np.isnan(gold), ~np.isnan(reward)
-        return cls(
-            prompts=prompts,
-            known_N=known,
-            gold_N=gold[known],
-            prompt_N=np.repeat(prompt, sizes)[known],
-            levels_N=levels[known],
-            rewarded_B=rewarded,
-            reward_B=np.round(reward[rewarded], REWARD_DECIMALS),
-            prompt_B=prompt[rewarded],
-        )
-
-
-@dataclass(frozen=True)
-class _Predicted:
-    """One predictor's side, aligned with a `_Table`."""
-
-    prob_N: np.ndarray
-    reward_B: np.ndarray
-
-    @classmethod
-    def of(cls, values: Sequence[np.ndarray], records: Sequence[JudgedResponse], table: _Table) -> "_Predicted":
-        # a criterion the judge did not answer leaves both rewards, so that they weigh the same questions
-        asked = [np.where(np.isnan(r.values()), np.nan, v) for r, v in zip(records, values, strict=True)]
-        reward = np.array([rubric_reward(r.rubric, v) for r, v in zip(records, asked, strict=True)], float)
-        return cls(
-            prob_N=np.concatenate([np.asarray(v, float) for v in values])[table.known_N],
-            reward_B=np.round(reward[table.rewarded_B], REWARD_DECIMALS),
-        )
-
-
-def _rewards(table: _Table, one: _Predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    return table.reward_B, one.reward_B, table.prompt_B, table.prompts
-
-
-def _pair_sets(table: _Table, tail: float) -> tuple[Pairs, Pairs]:
-    """All same-prompt pairs, and those with both responses in their prompt's tail."""
-    everything = same_prompt_pairs(table.prompt_B)
-    members = metrics.in_tail(table.reward_B, table.prompt_B, tail)
-    return everything, everything.within(np.where(members, 0, -1))
-
-
 # --- groups of statistics --------------------------------------------------------------------------------------------
 
 
-def _criterion_statistics(table: _Table, one: _Predicted) -> dict[str, metrics.Statistic]:
-    return metrics.verdict_statistics(table.gold_N, one.prob_N, table.prompt_N, table.prompts, table.levels_N)
-
-
-def _pair_statistics(table: _Table, one: _Predicted, pairs: Pairs) -> dict[str, metrics.Statistic]:
-    sides = _rewards(table, one)
+def _pair_statistics(table: Table, one: Predicted, pairs: Pairs) -> dict[str, metrics.Statistic]:
+    sides = rewards(table, one)
     by_rule: dict[str, metrics.Statistic] = {
         rule: metrics.pair_accuracy(*sides, pairs, rule) for rule in metrics.TIE_RULES
     }
     return by_rule | {"prediction_ties": metrics.prediction_ties(*sides, pairs)}
 
 
-def _selection_statistics(table: _Table, proxy_B: np.ndarray) -> dict[str, dict[str, metrics.Ratio]]:
+def _selection_statistics(table: Table, proxy_B: np.ndarray) -> dict[str, dict[str, metrics.Ratio]]:
     """What is found, and what is lost, by taking a prompt's best by ``proxy``."""
     sides = table.reward_B, proxy_B, table.prompt_B, table.prompts
     return {
@@ -350,19 +278,19 @@ def _selection_statistics(table: _Table, proxy_B: np.ndarray) -> dict[str, dict[
     }
 
 
-def _bias(table: _Table, one: _Predicted) -> metrics.Statistic:
+def _bias(table: Table, one: Predicted) -> metrics.Statistic:
     return metrics.mean(one.reward_B - table.reward_B, table.prompt_B, table.prompts)
 
 
 def _compared(
-    table: _Table, model: _Predicted, other: _Predicted, best: Pairs
+    table: Table, model: Predicted, other: Predicted, best: Pairs
 ) -> list[tuple[str, metrics.Statistic, metrics.Statistic]]:
-    ours, theirs = _criterion_statistics(table, model), _criterion_statistics(table, other)
+    ours, theirs = criterion_statistics(table, model), criterion_statistics(table, other)
     half = _pair_statistics(table, model, best)["half"], _pair_statistics(table, other, best)["half"]
     return [(key, ours[key], theirs[key]) for key in ("accuracy", "auroc", "brier")] + [("tail_pair_accuracy", *half)]
 
 
-def _reliability(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+def _reliability(table: Table, one: Predicted, counts_RP: np.ndarray) -> dict[str, list[dict[str, Any]]]:
     """Two reliability curves: over bins of equally many verdicts, and of equal width."""
     sides = table.gold_N, one.prob_N, table.prompt_N, table.prompts
     bins = {
@@ -373,12 +301,12 @@ def _reliability(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> dict[
     def row(found: metrics.ReliabilityBin) -> dict[str, Any]:
         estimates = {"predicted": found.predicted, "judged": found.judged}
         bounds = {"count": found.count, "low": json_number(found.low), "high": json_number(found.high)}
-        return bounds | {key: as_dict(metrics.estimate(s, counts_RP)) for key, s in estimates.items()}
+        return bounds | {key: metrics.estimate(s, counts_RP).as_dict() for key, s in estimates.items()}
 
     return {key: [row(found) for found in metrics.reliability_curve(*sides, bin_N)] for key, bin_N in bins.items()}
 
 
-def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[dict[str, Any]]:
+def _by_quantile(table: Table, one: Predicted, counts_RP: np.ndarray) -> list[dict[str, Any]]:
     """Agreement over equal-mass bins of the judge's reward, all prompts together, worst bin first."""
     bin_B = metrics.equal_mass_bins(table.reward_B, REWARD_BINS)
     pairs = same_prompt_pairs(table.prompt_B)
@@ -389,7 +317,7 @@ def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[
         statistics: dict[str, metrics.Statistic] = {
             "gold": metrics.mean(table.reward_B[chosen], table.prompt_B[chosen], table.prompts),
             "proxy": metrics.mean(one.reward_B[chosen], table.prompt_B[chosen], table.prompts),
-            "pair_accuracy": metrics.pair_accuracy(*_rewards(table, one), within, "half"),
+            "pair_accuracy": metrics.pair_accuracy(*rewards(table, one), within, "half"),
         }
         rows.append(
             {
@@ -398,27 +326,9 @@ def _by_quantile(table: _Table, one: _Predicted, counts_RP: np.ndarray) -> list[
                 "responses": int(chosen.sum()),
                 "pairs": int((table.reward_B[within.first_M] != table.reward_B[within.second_M]).sum()),
             }
-            | {key: as_dict(metrics.estimate(s, counts_RP)) for key, s in statistics.items()}
+            | {key: metrics.estimate(s, counts_RP).as_dict() for key, s in statistics.items()}
         )
     return rows
-
-
-def _sides(records: Sequence[JudgedResponse], table: _Table, model: _Predicted) -> Sides:
-    """Judge and model as `rm.slices` takes them."""
-    sizes = [len(record.rubric.criteria) for record in records]
-    criteria = [criterion for record in records for criterion in record.rubric.criteria]
-    return Sides(
-        gold_N=table.gold_N,
-        prob_N=model.prob_N,
-        prompt_N=table.prompt_N,
-        levels_N=table.levels_N,
-        response_N=np.repeat(np.arange(len(records)), sizes)[table.known_N],
-        criteria_N=[criterion for criterion, known in zip(criteria, table.known_N, strict=True) if known],
-        gold_B=table.reward_B,
-        proxy_B=model.reward_B,
-        prompt_B=table.prompt_B,
-        response_B=np.flatnonzero(table.rewarded_B),
-    )
 
 
 def _disagreements(records: Sequence[JudgedResponse], probs: Sequence[np.ndarray]) -> list[dict[str, Any]]:

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rubric_data.config import EMBEDDED
 from rubric_data.errors import UserError
@@ -111,3 +118,10 @@ def _load(auto_class: Any, name: str, **options: object):
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
+
+
+def count_parameters(name: str) -> int:
+    """How many weights the decoder of ``name`` has, without loading them. Raises UserError if not found."""
+    config = _load(AutoConfig, name)
+    with torch.device("meta"):
+        return AutoModel.from_config(config).num_parameters()

@@ -1,131 +1,355 @@
-"""Map the model's logits to the judge's scale. Owns the fit and its file; `rm.scorer` applies it everywhere.
+"""Map the model's logits to the judge's scale, criterion by criterion. Owns the maps, their fit and their file.
 
-One map for all criteria, p = sigmoid(scale * logit + shift), scale > 0, so no ranking of verdicts changes.
-Candidates: identity; temperature (shift = 0; Guo et al. 2017, arXiv:1706.04599); Platt (Platt 1999).
+Every map rises strictly, so calibration reverses no order and ties nothing: AUROC within a group stays what it was.
+One curve for all criteria: beta calibration (Kull et al. 2017) and its special cases, or isotonic. On top of it each
+group of criteria may have a slope and a shift of its own, shrunk towards none. `rm.scorer` applies it everywhere;
+rewards are `rm.reward_level`, the command is `rm.calibrating`.
+
+Letters: N unmasked verdicts, K criteria of one rubric.
 """
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.model_selection import GroupKFold
 
-from rm.config import CalibrateConfig
-from rm.metrics import brier, calibration_error, log_loss, value
+from rm import metrics, monotone
+from rm.reward_level import RewardLevel
 from rubric_data.errors import UserError
-from rubric_data.files import write_json
+from rubric_data.files import json_number, write_json
+from rubric_data.records import Criterion, JudgedResponse
 
 FILE = "calibration.json"
-METHODS = ("identity", "temperature", "platt")
+VERSION = 2  # of the file; 1, without the key, had one Platt map
+METHODS = ("identity", "temperature", "platt", "beta", "isotonic")
+GroupBy = Literal["none", "tag", "text"]
+PRIOR_COUNTS = (10.0, 50.0, 250.0)  # verdicts that speak for the common curve in every group; one is chosen
+
 _FOLDS = 5
 _BINS = 10
-_PRIOR = 1.0  # pull of log(scale) and shift towards 0, in verdicts: keeps a tiny fit finite
+_RIDGE = 1.0  # of the common curve, in verdicts: keeps a tiny fit finite
+_GROUP_RIDGE = 0.01  # of a group, whose prior count does the work: keeps a slope that nothing determines finite
+_GROUP_PROMPTS = 2  # with verdicts, that make a group: one prompt would be learnt by heart
+_SMOOTH = 0.05  # share of Platt's curve in the isotonic one: rises where that is flat, and is never quite 0 or 1
+_EXTREME = 1e-13  # probabilities are kept this far from 0 and 1 where their logit is taken
+
+
+@dataclass(frozen=True)
+class Curve:
+    """p = sigmoid(a ln s - b ln(1 - s) + shift) with s = sigmoid(logit), a and b > 0.
+
+    This is beta calibration. a = b is Platt's map (1999), with shift 0 temperature scaling (Guo et al. 2017,
+    arXiv:1706.04599). ``knots`` (logit, probability), both rising, are there for `isotonic` alone: straight lines
+    between them, of which a twentieth is the sigmoid above.
+    """
+
+    method: str = "identity"
+    a: float = 1.0
+    b: float = 1.0
+    shift: float = 0.0
+    knots: tuple[tuple[float, float], ...] = ()
+
+    def logits(self, logits_N: np.ndarray) -> np.ndarray:
+        """Calibrated logits of the same shape; NaN stays NaN."""
+        smooth = _beta_features(logits_N) @ [self.a, self.b] + self.shift
+        if not self.knots:
+            return smooth
+        places, heights = np.transpose(self.knots)
+        probs = (1 - _SMOOTH) * np.interp(logits_N, places, heights) + _SMOOTH * expit(smooth)
+        return logit(np.clip(probs, _EXTREME, 1 - _EXTREME))
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """A group's own map on top of the curve's logits: scale * logit + shift, scale > 0; how much it was fitted on."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+    verdicts: int = 0
+    prompts: int = 0
+
+
+_NO_ADJUSTMENT = Adjustment()
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """p = sigmoid(scale * logit + shift)."""
+    """One curve, adjusted by the group of the criterion; a criterion of no known group gets the curve itself.
 
-    method: str = "identity"
-    scale: float = 1.0
-    shift: float = 0.0
+    ``reward_level``, where there was data enough to fit it, tells what the judge's reward would be.
+    """
 
-    def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities in [0, 1] of the same shape as ``logits``."""
-        return expit(self.scale * np.asarray(logits, float) + self.shift)
+    curve: Curve = Curve()
+    group_by: GroupBy = "none"
+    groups: Mapping[str, Adjustment] = field(default_factory=dict)
+    reward_level: RewardLevel | None = None
+
+    def __call__(self, logits_K: np.ndarray, criteria: Sequence[Criterion]) -> np.ndarray:
+        """P(met) in [0, 1] of each of K criteria, (K,); NaN where the logit is."""
+        return self.by_key(logits_K, [group_key(criterion, self.group_by) for criterion in criteria])
+
+    def by_key(self, logits_N: np.ndarray, keys: Sequence[str | None]) -> np.ndarray:
+        """The same with the criteria's group keys."""
+        own = [_NO_ADJUSTMENT if key is None else self.groups.get(key, _NO_ADJUSTMENT) for key in keys]
+        scale_N, shift_N = np.array([one.scale for one in own]), np.array([one.shift for one in own])
+        return expit(scale_N * self.curve.logits(np.asarray(logits_N, float)) + shift_N)
+
+    @property
+    def name(self) -> str:
+        """The method and what it is grouped by, as in 'platt by tag'."""
+        return _name(self.curve.method, self.group_by)
 
     def save(self, folder: str | Path, report: dict[str, Any]) -> None:
-        """Write the map beside the weights, with the report of its fit."""
-        write_json(Path(folder) / FILE, {**dataclasses.asdict(self), "report": report})
+        """Write the maps beside the weights, with the report of their fit."""
+        write_json(Path(folder) / FILE, {"version": VERSION, **dataclasses.asdict(self), "report": report})
 
     @classmethod
     def load(cls, folder: str | Path) -> "Calibration":
-        """The map stored in ``folder``; the identity if the model has not been calibrated."""
+        """The maps stored in ``folder``; the identity if the model has not been calibrated.
+
+        Raises UserError on a file that this version cannot read.
+        """
         path = Path(folder) / FILE
         if not path.exists():
             return cls()
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return cls(stored["method"], stored["scale"], stored["shift"])
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if "version" not in stored:
+                return cls(Curve(stored["method"], stored["scale"], stored["scale"], stored["shift"]))
+            if stored["version"] != VERSION:
+                raise ValueError(f"version {stored['version']}")
+            curve, level = stored["curve"], stored["reward_level"]
+            return cls(
+                Curve(**{**curve, "knots": _pairs(curve["knots"])}),
+                stored["group_by"],
+                {key: Adjustment(**one) for key, one in stored["groups"].items()},
+                None if level is None else RewardLevel(**{**level, "knots": _pairs(level["knots"])}),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: is no calibration that this version reads ({error}); run `calibrate` again with "
+                "--overwrite true"
+            ) from None
 
 
-def fit(method: str, logits_N: np.ndarray, gold_N: np.ndarray) -> Calibration:
-    """The map of ``method`` with the least log-loss; gold in [0, 1], soft verdicts count as they are.
+def group_key(criterion: Criterion, group_by: GroupBy) -> str | None:
+    """The group of a criterion: its tags, all of them together, or its text; None if it belongs to none."""
+    if group_by == "tag":
+        return " + ".join(sorted(criterion.tags)) or None
+    return criterion.text if group_by == "text" else None
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """N unmasked verdicts beside the model's logits.
+
+    ``gold`` in [0, 1], soft verdicts as they are; ``weight`` the verdict's count over the mean count; ``prompt`` an
+    integer for each different prompt text; ``criteria`` the criterion of each.
+    """
+
+    logits_N: np.ndarray
+    gold_N: np.ndarray
+    weight_N: np.ndarray
+    prompt_N: np.ndarray
+    criteria: Sequence[Criterion]
+
+    @classmethod
+    def of(cls, records: Sequence[JudgedResponse], logits: Sequence[np.ndarray]) -> "Verdicts":
+        """The unmasked verdicts of ``records`` in their order; ``logits[i]`` (K,) are of ``records[i]``.
+
+        Raises UserError if none is left.
+        """
+        gold = np.array([value for record in records for value in record.values()], float)
+        known = ~np.isnan(gold)
+        if not known.any():
+            raise UserError("calibration: none of the validation responses has a verdict; judge them first")
+        count = np.array([count for record in records for count in record.counts()], float)[known]
+        prompt_B = number_texts(records)
+        criteria = [criterion for record in records for criterion in record.rubric.criteria]
+        return cls(
+            np.concatenate([np.asarray(row, float) for row in logits])[known],
+            gold[known],
+            count / count.mean(),
+            np.repeat(prompt_B, [len(record.rubric.criteria) for record in records])[known],
+            [criterion for criterion, is_known in zip(criteria, known, strict=True) if is_known],
+        )
+
+    def keys(self, group_by: GroupBy) -> list[str | None]:
+        """The group key of each verdict's criterion."""
+        return [group_key(criterion, group_by) for criterion in self.criteria]
+
+    def take(self, places: np.ndarray) -> "Verdicts":
+        """Those at ``places``."""
+        return Verdicts(
+            self.logits_N[places],
+            self.gold_N[places],
+            self.weight_N[places],
+            self.prompt_N[places],
+            [self.criteria[place] for place in places],
+        )
+
+
+def number_texts(records: Sequence[JudgedResponse]) -> np.ndarray:
+    """An integer for each different prompt text, (B,): a prompt under two ids must not be on two sides of a fold."""
+    places: dict[str, int] = {}
+    return np.array([places.setdefault(record.prompt, len(places)) for record in records], int)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to calibrate. ``prior_count`` is of groups only."""
+
+    method: str
+    group_by: GroupBy = "none"
+    prior_count: float = 0.0
+
+    def fit(self, verdicts: Verdicts) -> Calibration:
+        """The maps with the least log-loss on ``verdicts``."""
+        curve = fit_curve(self.method, verdicts.logits_N, verdicts.gold_N, verdicts.weight_N)
+        return Calibration(curve, self.group_by, fit_groups(curve, verdicts, self.group_by, self.prior_count))
+
+
+def fit_curve(method: str, logits_N: np.ndarray, gold_N: np.ndarray, weight_N: np.ndarray | None = None) -> Curve:
+    """The curve of ``method`` with the least log-loss (isotonic: squared error); gold in [0, 1], equal weights if None.
 
     Raises ValueError on an unknown method.
     """
+    logits_N, gold_N = np.asarray(logits_N, float), np.asarray(gold_N, float)
+    weight_N = np.ones(len(gold_N)) if weight_N is None else weight_N
     if method == "identity":
-        return Calibration()
-    if method not in METHODS:
-        raise ValueError(f"calibration: unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    free = 2 if method == "platt" else 1
-
-    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        scale, shift = np.exp(theta[0]), theta[1] if free == 2 else 0.0
-        z = scale * logits_N + shift
-        loss = np.logaddexp(0, z) - gold_N * z
-        slope = expit(z) - gold_N
-        gradient = np.array([(slope * z).sum() - shift * slope.sum(), slope.sum()])[:free]
-        return loss.sum() + _PRIOR * (theta**2).sum() / 2, gradient + _PRIOR * theta
-
-    theta = minimize(objective, np.zeros(free), jac=True, method="L-BFGS-B").x
-    return Calibration(method, float(np.exp(theta[0])), float(theta[1]) if free == 2 else 0.0)
+        return Curve()
+    if method in ("temperature", "platt"):
+        (slope,), shift = monotone.logistic(logits_N[:, None], gold_N, weight_N, shift=method == "platt", ridge=_RIDGE)
+        return Curve(method, float(slope), float(slope), shift)
+    if method == "beta":
+        (a, b), shift = monotone.logistic(_beta_features(logits_N), gold_N, weight_N, ridge=_RIDGE)
+        return Curve(method, float(a), float(b), shift)
+    if method == "isotonic":
+        smooth = fit_curve("platt", logits_N, gold_N, weight_N)
+        knots = np.transpose(monotone.isotonic(logits_N, gold_N, weight_N)).tolist()
+        return dataclasses.replace(smooth, method=method, knots=_pairs(knots))
+    raise ValueError(f"calibration: unknown method {method!r}; choose one of {', '.join(METHODS)}")
 
 
-def choose(logits_N: np.ndarray, gold_N: np.ndarray, prompt_N: np.ndarray) -> tuple[Calibration, dict[str, Any]]:
-    """The best method by log-loss on held-out prompts (grouped folds), refitted on everything, and the comparison.
+def fit_groups(curve: Curve, verdicts: Verdicts, group_by: GroupBy, prior_count: float) -> dict[str, Adjustment]:
+    """The adjustment of every group with verdicts on two prompts or more; none under ``group_by`` "none".
 
-    ``gold`` without masked verdicts. Raises UserError with fewer than two prompts.
+    ``prior_count`` verdicts that say exactly what the curve says, spread over the group's own logits, stand beside
+    its verdicts: with no verdicts the group has the curve, with many its own map. Over equal logits the group's
+    probability is (sum of verdicts + prior_count * curve's) / (verdicts + prior_count).
+    """
+    members: dict[str, list[int]] = {}
+    for place, key in enumerate(verdicts.keys(group_by)):
+        if key is not None:
+            members.setdefault(key, []).append(place)
+    logits_N = curve.logits(verdicts.logits_N)
+    found = {}
+    for key, places in members.items():
+        prompts = len(np.unique(verdicts.prompt_N[places]))
+        if prompts < _GROUP_PROMPTS:
+            continue
+        own, weight = logits_N[places], verdicts.weight_N[places]
+        prior = np.full(len(places), prior_count / len(places))
+        target = (weight * verdicts.gold_N[places] + prior * expit(own)) / (weight + prior)
+        (scale,), shift = monotone.logistic(own[:, None], target, weight + prior, ridge=_GROUP_RIDGE)
+        found[key] = Adjustment(float(scale), shift, len(places), prompts)
+    return found
+
+
+def choose(verdicts: Verdicts) -> tuple[Calibration, np.ndarray, dict[str, Any]]:
+    """The way to calibrate with the least Brier score on held-out prompts, refitted on everything.
+
+    First the curve, then on top of the best one groups by tag and by text with each prior count. Folds are of whole
+    prompts, so the prior count that wins also makes up for verdicts on one prompt being alike.
+
+    Returns the calibration, what it predicts of each verdict when fitted without its prompt, (N,), and the
+    comparison. Raises UserError with fewer than two prompts.
+    """
+    folds = prompt_folds(verdicts.prompt_N)
+    tried: dict[Candidate, np.ndarray] = {}
+
+    def best(candidates: Sequence[Candidate]) -> Candidate:
+        tried.update({one: held_out(one.fit, verdicts, folds) for one in candidates})
+        return min(tried, key=lambda one: agreement(verdicts, tried[one])["brier"])
+
+    curve = best([Candidate(method) for method in METHODS])
+    groupings: tuple[GroupBy, ...] = ("tag", "text")
+    chosen = best([Candidate(curve.method, by, count) for by in groupings for count in PRIOR_COUNTS])
+    rows = [
+        {"name": _name(one.method, one.group_by), **dataclasses.asdict(one), **_rounded(agreement(verdicts, probs))}
+        for one, probs in tried.items()
+    ]
+    before, after = (_rounded(agreement(verdicts, tried[one])) for one in (Candidate("identity"), chosen))
+    report = {
+        "verdicts": len(verdicts.gold_N),
+        "prompts": len(np.unique(verdicts.prompt_N)),
+        "folds": len(folds),
+        "chosen": {"name": _name(chosen.method, chosen.group_by), **dataclasses.asdict(chosen)},
+        "before": before,
+        "after": after,
+        "held_out": rows,
+    }
+    return chosen.fit(verdicts), tried[chosen], report
+
+
+def prompt_folds(prompt_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Places to fit on and places to judge by, five times (fewer prompts: as often); a prompt is on one side only.
+
+    Raises UserError with fewer than two prompts.
     """
     prompts = len(np.unique(prompt_N))
     if prompts < 2:
         raise UserError(f"calibration: needs verdicts on at least 2 validation prompts, got {prompts}; judge more")
-    folds = list(GroupKFold(min(_FOLDS, prompts)).split(logits_N, groups=prompt_N))
-    held_out = {}
-    for method in METHODS:
-        probs = np.empty(len(gold_N))
-        for train, test in folds:
-            probs[test] = fit(method, logits_N[train], gold_N[train])(logits_N[test])
-        held_out[method] = agreement(gold_N, probs)
-    best = min(METHODS, key=lambda method: held_out[method]["log_loss"])
-    report = {"verdicts": len(gold_N), "prompts": prompts, "folds": len(folds), "held_out": held_out}
-    return fit(best, logits_N, gold_N), report
+    return list(GroupKFold(min(_FOLDS, prompts)).split(prompt_N, groups=prompt_N))
 
 
-def agreement(gold_N: np.ndarray, prob_N: np.ndarray) -> dict[str, float]:
-    """Log-loss (nats), Brier score and expected calibration error of predictions against verdicts."""
-    group = np.zeros(len(gold_N), int)
+def held_out(
+    fit: Callable[[Verdicts], Calibration], verdicts: Verdicts, folds: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """What ``fit`` predicts of each verdict from the other folds, (N,)."""
+    probs = np.empty(len(verdicts.gold_N))
+    for train, test in folds:
+        asked = verdicts.take(test)
+        calibration = fit(verdicts.take(train))
+        probs[test] = calibration.by_key(asked.logits_N, asked.keys(calibration.group_by))
+    return probs
+
+
+def agreement(verdicts: Verdicts, prob_N: np.ndarray) -> dict[str, float]:
+    """Log-loss (nats), Brier score and expected calibration error, each verdict counting by its weight."""
+    everything = verdicts.gold_N, prob_N, np.arange(len(prob_N)), len(prob_N)  # each verdict by itself
+    bins = metrics.equal_mass_bins(prob_N, _BINS)
+    gaps = np.bincount(bins, verdicts.weight_N * (prob_N - verdicts.gold_N))
     return {
-        "log_loss": value(log_loss(gold_N, prob_N, group, 1)),
-        "brier": value(brier(gold_N, prob_N, group, 1)),
-        "ece": value(calibration_error(gold_N, prob_N, group, 1, _BINS)),
+        "brier": float(metrics.brier(*everything).at(verdicts.weight_N[None])[0]),
+        "log_loss": float(metrics.log_loss(*everything).at(verdicts.weight_N[None])[0]),
+        "ece": float(np.abs(gaps).sum() / verdicts.weight_N.sum()),
     }
 
 
-def run_calibrate(config: CalibrateConfig) -> dict[str, Any]:
-    """Fit the map on the validation split and store it beside the weights; returns what calibration.json holds.
+def _beta_features(logits_N: np.ndarray) -> np.ndarray:
+    """ln s and -ln(1 - s) of s = sigmoid(logit), (N, 2): both rise with it; NaN stays NaN, without a warning."""
+    logits_N = np.asarray(logits_N, float)
+    rest = np.log1p(np.exp(-np.abs(logits_N)))
+    return np.stack([np.minimum(logits_N, 0) - rest, np.maximum(logits_N, 0) + rest], -1)
 
-    The model answers every criterion here, those with a verifier too: code has no logits to calibrate.
-    """
-    from rm.data import load_judged
-    from rm.scorer import RubricScorer
-    from rubric_data.split import of_split
 
-    folder = Path(config.model)
-    if (folder / FILE).exists() and not config.overwrite:
-        raise UserError(f"{folder / FILE}: exists already; add --overwrite true to fit again")
-    records = of_split(load_judged(config.data), "validation")
-    scorer = RubricScorer.from_pretrained(folder, tokens_per_batch=config.tokens_per_batch, use_verifiers=False)
-    scored = scorer.score_records(records, progress=True)
-    logits = np.concatenate([item.logits for item in scored])
-    gold = np.concatenate([record.values() for record in records])
-    names = {name: index for index, name in enumerate(dict.fromkeys(record.prompt_id for record in records))}
-    prompt = np.concatenate([[names[record.prompt_id]] * len(record.rubric.criteria) for record in records])
-    known = ~np.isnan(gold)
-    calibration, report = choose(logits[known], gold[known], prompt[known])
-    calibration.save(folder, report)
-    return {**dataclasses.asdict(calibration), **report}
+def _name(method: str, group_by: str) -> str:
+    return method if group_by == "none" else f"{method} by {group_by}"
+
+
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: json_number(number) for key, number in numbers.items()}
+
+
+def _pairs(knots: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(x), float(y)) for x, y in knots)

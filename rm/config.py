@@ -7,6 +7,8 @@ from rubric_data.config import EndpointConfig, JudgeConfig
 
 Backend = Literal["auto", "flash_attention_2", "torch_varlen", "cpu_tree", "cpu_flash", "sdpa"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Selection = Literal["loss", "accuracy", "auroc", "brier", "pair_accuracy"]
+RewardKind = Literal["proxy", "calibrated", "lower_bound"]
 
 
 @dataclass
@@ -39,6 +41,8 @@ class TrainConfig:
     eval_steps: int = 20  # optimiser steps between validations and checkpoints
     eval_trees: int = 40  # validation trees read each time
     patience: int = 5  # validations without improvement before stopping
+    select_by: Selection = "loss"  # validation number that picks the best checkpoint; `snr` tells which to trust
+    keep_checkpoints: int = 2  # on disk, the best among them; 0 keeps all. `snr` wants a dozen
     logging_steps: int = 1  # optimiser steps between two logged lines
     report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
     seed: int = 0  # of the order of trees and of the adapter's start
@@ -47,11 +51,13 @@ class TrainConfig:
 
 @dataclass
 class CalibrateConfig:
-    """Fit the map from the model's logits to the judge's scale, on the validation split and all its criteria."""
+    """Put the model's verdicts and rewards on the judge's scale, by the validation split and all its criteria."""
 
-    model: str  # model folder of a training run; calibration.json is written into it
+    model: str  # model folder of a training run; calibration.json and .png are written into it
     data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
-    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    planned_kl: float = 2.0  # nats that a policy will move from its start: where the map of rewards must be right
+    coverage: float = 0.9  # share of verdicts and of rewards of the judge that the intervals shall hold
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass
     overwrite: bool = False  # replace an earlier calibration
 
 
@@ -68,7 +74,7 @@ class AuditConfig:
     zero_shot: bool = True  # also run the untrained backbone, the costliest baseline
     artefacts: bool = False  # also score swapped rubrics and edited responses: about six times the model's own work
     ledger: str | None = None  # with the judge's votes, for its own agreement; unset: ledger.sqlite beside the data
-    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass
     seed: int = 0  # of the resamples
 
 
@@ -79,8 +85,9 @@ class ScoreConfig:
     model: str  # model folder
     data: str  # .jsonl or .parquet of responses with rubrics
     output: str  # .jsonl or .parquet file to write
+    reward: RewardKind = "proxy"  # mean of the verdicts; the judge's expected reward; a bound it is rarely below
     use_verifiers: bool = True  # criteria with a verifier are answered by code; false asks the model all of them
-    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass
     overwrite: bool = False  # replace an output file that is there already
     engine: Literal["local", "ray"] = "local"  # where the model works: in this process; in Ray workers
     workers: int = 2  # ray: processes, each with a model
@@ -99,7 +106,7 @@ class FilterConfig:
     min_spread: float = 0.05  # least standard deviation of a prompt's rewards, which lie in [0, 1]
     min_responses: int = 2  # least number of a prompt's responses with a reward
     use_verifiers: bool = True  # with reward_model: criteria with a verifier are answered by code
-    tokens_per_batch: int = 8192  # packed tokens in one forward pass of the reward model
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass of the reward model
 
 
 @dataclass
@@ -117,7 +124,7 @@ class RefineConfig(EndpointConfig):
     tie: float = 1e-6  # rewards no further apart are tied; for soft judges and the reward model about 0.01
     ranker: Literal["judge", "model"] = "judge"  # who scores: the judge below, or a reward model
     reward_model: str | None = None  # model folder of a training run, for --ranker model
-    tokens_per_batch: int = 8192  # reward model: packed tokens in one forward pass
+    tokens_per_batch: int = 16_384  # reward model: packed tokens in one forward pass
     mode: Literal["json", "schema"] = "json"  # schema: the server enforces the reply's form
     checks: bool = False  # let the proposer answer criteria by programmatic checks (docs/data.md)
     max_failed: float = 0.5  # stop with advice once this share of a round's proposals cannot be had or read
@@ -128,3 +135,25 @@ class RefineConfig(EndpointConfig):
 
 
 REFINE_SETS = ("judge.output", "judge.data", "judge.limit", "judge.resume")  # the judge scores what refinement gives it
+
+
+@dataclass
+class SnrConfig:
+    """Which metrics tell training recipes apart, and how much of each is noise between checkpoints."""
+
+    output: str  # run folder; snr.json, snr.html and the scores of every checkpoint are written into it
+    runs: list[str]  # a run of each recipe: folders of `train`, or of score files named by step (step-100.parquet)
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
+    split: Literal["validation", "test"] = "validation"  # whose prompts are read
+    small: list[str] | None = None  # a cheaper run of each recipe, in the same order: does it decide as `runs` do?
+    ladder: list[str] | None = None  # runs of one recipe, ever more verdicts or weights; the largest is foretold
+    last: int = 6  # checkpoints at the end of a run that its noise is taken from
+    early: int = 6  # checkpoints before them, evenly spread: how early do runs order recipes as in the end?
+    average: int = 2  # neighbouring checkpoints in a mean of scores, or of weights
+    average_weights: bool = True  # also score means of weights: last / average passes more for each run
+    tail: float = 0.25  # top share of each prompt's responses, by the judge
+    min_prompts: int = 10  # fewest prompts of a slice or of a group of criteria that is looked at
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    tokens_per_batch: int = 8192  # packed tokens in one forward pass
+    seed: int = 0  # of the resamples, and of the halves that criteria are chosen and judged on
+    resume: bool = False  # keep the scores that an earlier call with this output wrote

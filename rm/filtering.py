@@ -95,7 +95,7 @@ def plot(path: str | Path, choice: Choice, min_spread: float) -> None:
         axes.set_xlabel(title)
         axes.yaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].set_ylabel("prompts")
-    figure.axes[1].legend()
+    figure.axes[1].legend(loc="upper right")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 

@@ -51,6 +51,8 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
     _check_votes(config)
     if config.ledger is not None:
         check_folder(config.ledger)  # before there is a run folder, and before anybody is paid
+        if Path(config.ledger).exists():
+            Ledger(config.ledger).close()  # whether it is one
     records = _with_splits(load_data(config.data))[: config.limit]
     if config.judge == "verifier" or config.use_verifiers:
         check_verifiers(records)

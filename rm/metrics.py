@@ -12,12 +12,13 @@ hold integers in 0..P-1. Gold is the judge's, in [0, 1] and never NaN here: mask
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
+from rubric_data.files import json_number
 from rubric_data.pairs import Pairs, orders
 
 THRESHOLD = 0.5  # above: met; below: not met; exactly there: undecided
@@ -36,6 +37,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """As JSON has it: rounded, null where undefined."""
+        return {key: json_number(number) for key, number in asdict(self).items()}
 
 
 class Statistic(Protocol):
@@ -114,14 +119,14 @@ def value(statistic: Statistic, prompts: int = 1) -> float:
 
 def estimate(statistic: Statistic, counts_RP: np.ndarray) -> Estimate:
     """The statistic with its percentile interval; resamples that leave it undefined are left out."""
-    return _with_interval(value(statistic, counts_RP.shape[1]), statistic.at(counts_RP))
+    return with_interval(value(statistic, counts_RP.shape[1]), statistic.at(counts_RP))
 
 
 def difference(statistic: Statistic, baseline: Statistic, counts_RP: np.ndarray) -> Estimate:
     """``statistic`` minus ``baseline``, both over the same resamples of prompts (a paired interval)."""
     prompts = counts_RP.shape[1]
     gap = value(statistic, prompts) - value(baseline, prompts)
-    return _with_interval(gap, statistic.at(counts_RP) - baseline.at(counts_RP))
+    return with_interval(gap, statistic.at(counts_RP) - baseline.at(counts_RP))
 
 
 # --- one verdict at a time -------------------------------------------------------------------------------------------
@@ -344,14 +349,22 @@ def precision_at(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, 
     return Ratio(np.where(counts, hits, 0), counts.astype(float))
 
 
-def best_of_n(gold_B: np.ndarray, proxy_B: np.ndarray, n: int) -> float:
-    """Expected gold of the response with the highest proxy among n of these B, drawn without replacement; n <= B.
+def best_of_n_weights(proxy_N: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:
+    """The chance that each of N samples is the best by proxy in a random subset of n of them, (S, N).
 
-    Exact, over all C(B, n) draws; where the highest proxy is shared, each of these is as likely to be taken.
+    Equal proxies share the choice evenly. Weighting by it is the mean over all subsets, an unbiased estimate of what
+    best-of-n earns. ``sizes`` are integers in 1..N.
     """
-    _, group_B, size_G = np.unique(proxy_B, return_inverse=True, return_counts=True)
-    up_to_G = special.comb(np.concatenate([[0], np.cumsum(size_G)]), n) / special.comb(len(gold_B), n)
-    return float(np.diff(up_to_G) @ (np.bincount(group_B, weights=gold_B) / size_G))
+    samples = len(proxy_N)
+    drawn = np.arange(sizes_S.max())
+
+    def within(count_N: np.ndarray) -> np.ndarray:
+        """The chance that all n lie among the ``count`` lowest: C(count, n) / C(N, n), without the binomials."""
+        factors = np.maximum(count_N[:, None] - drawn, 0) / (samples - drawn)
+        return np.cumprod(factors, axis=1)[:, sizes_S - 1].T
+
+    below_N, upto_N = stats.rankdata(proxy_N, "min") - 1, stats.rankdata(proxy_N, "max")
+    return (within(upto_N) - within(below_N)) / (upto_N - below_N)
 
 
 def best_of_n_regret(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, n: int) -> Ratio:
@@ -364,7 +377,8 @@ def best_of_n_regret(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarr
         gold, proxy = gold_B[prompt_B == prompt], proxy_B[prompt_B == prompt]
         if len(gold) >= n:
             defined[prompt] = 1
-            total[prompt] = best_of_n(gold, gold, n) - best_of_n(gold, proxy, n)
+            by_gold, by_proxy = (best_of_n_weights(side, np.array([n]))[0] for side in (gold, proxy))
+            total[prompt] = gold @ by_gold - gold @ by_proxy
     return Ratio(total, defined)
 
 
@@ -379,7 +393,8 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 
-def _with_interval(value: float, sample_R: np.ndarray) -> Estimate:
+def with_interval(value: float, sample_R: np.ndarray) -> Estimate:
+    """``value`` with the percentile interval of its values over resamples, undefined ones (NaN) left out."""
     known = sample_R[~np.isnan(sample_R)]
     if np.isnan(value) or not len(known):
         return Estimate(value, np.nan, np.nan)

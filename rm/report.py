@@ -1,49 +1,23 @@
 """What an audit looks like: one self-contained HTML page, and a table for the terminal.
 
 Both read the audit's result alone (the content of audit.json); every number is made in `rm.audit`.
-The page asks nothing of the network: its style and its plots (SVG) are inline.
 """
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-_MODEL, _RAW = "model", "model (raw)"
-_CLIP = 4000  # characters of a prompt or response shown on the page
-_UNDEFINED = "–"
-_CRITERIA, _LEAST_VERDICTS = 15, 10  # criteria shown on the page, and verdicts that one needs for it
+from rm import page
+from rm.page import BLUE, DASHED, GREY, INK, ORANGE, clip, number, percent, short, svg, with_interval
 
-# Two hues told apart by readers of any colour vision, on white and on near-black alike; ink follows the page's text.
-_BLUE, _ORANGE, _GREY = "#2f81c7", "#d9662b", "#8a8f98"
-_INK = "#0a0b0c"  # replaced by currentColor once the plot is SVG
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: searchable, in the page's font
-    "svg.hashsalt": "rubric-rm",  # the same audit gives the same page
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+_MODEL, _RAW = "model", "model (raw)"
+_CRITERIA, _LEAST_VERDICTS = 15, 10  # criteria shown on the page, and verdicts that one needs for it
 
 _HEADLINES = (
     ("Criterion AUROC", "criterion", "auroc", "a met verdict scored above an unmet one; chance is 0.5"),
@@ -52,46 +26,54 @@ _HEADLINES = (
     ("Pair accuracy in the tail", "reward", "tail_pair_accuracy", "the same, among the judge's favourites"),
 )
 
+_REWARD_ROWS = (
+    ("mean absolute error, uncalibrated", "error", "raw"),
+    ("mean absolute error, verdicts calibrated", "error", "proxy"),
+    ("mean absolute error, reward calibrated", "error", "calibrated"),
+    ("model minus judge, verdicts calibrated", "bias", "proxy"),
+    ("model minus judge, reward calibrated", "bias", "calibrated"),
+    ("coverage of verdict intervals", "coverage", "verdict"),
+    ("coverage of reward intervals", "coverage", "reward"),
+    ("coverage of the lower bound", "coverage", "lower_bound"),
+    ("width of reward intervals", "width", "reward"),
+)
+
 
 def render(result: dict[str, Any]) -> str:
     """The HTML page of an audit ``result``. Whatever its texts hold is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rm", "templates"),
-        autoescape=True,  # always: the default goes by suffix and would pass .jinja unescaped
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "percent": _percent, "signed": _signed, "clip": _clip, "bar": _bar}
     predictors = result["predictors"]
     best = _strongest_baseline(predictors)
-    return environment.get_template("audit.html.jinja").render(
+    return page.render(
+        "audit.html.jinja",
         audit=result,
         model=predictors[_MODEL],
         best=best,
-        criteria=[(_clip(row["criterion"], 200), row) for row in _worst_criteria(result["by_criterion"])],
-        regrets={n: found for n, found in result["selection"]["regret"].items() if found["prompts"]},
+        turn=_turn_in_words(result["forecast"]),
+        reward_rows=_reward_rows(result.get("reward_level")),
+        criteria=[(clip(row["criterion"], 200), row) for row in _worst_criteria(result["by_criterion"])],
+        regrets=_regrets(result),
         lengths=[(f"{row['low']} to {row['high']}", row) for row in result["by_length"]],
         novelty=[(f"{of}, {side}", row) for of, sides in result["by_novelty"].items() for side, row in sides.items()],
         headlines=[(title, _get(predictors[_MODEL], kind, key), hint) for title, kind, key, hint in _HEADLINES],
         plots={
-            "auroc": _svg(
-                "auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), width=4.8, height=2.6
-            ),
-            "tail": _svg(
+            "auroc": svg("auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), width=4.8, height=2.6),
+            "tail": svg(
                 "tail", lambda ax: _draw_forest(ax, predictors, "reward", "tail_pair_accuracy"), width=4.8, height=2.6
             ),
-            "reliability": _svg("reliability", lambda ax: _draw_reliability(ax, predictors, "reliability")),
-            "width": _svg("width", lambda ax: _draw_reliability(ax, predictors, "reliability_by_width")),
-            "rewards": _svg("rewards", lambda ax: _draw_rewards(ax, predictors)),
-            "pairs": _svg("pairs", lambda ax: _draw_pairs(ax, predictors[_MODEL]["reward"]["by_quantile"])),
-            "tops": _svg("tops", lambda ax: _draw_tops(ax, predictors)),
-            "regret": _svg("regret", lambda ax: _draw_regret(ax, result, best[0] if best else None)),
-            "edits": _svg("edits", lambda ax: _draw_edits(ax, result["artefacts"]["edits"]), width=4.8, height=2.6)
-            if "artefacts" in result
-            else "",
-        },
+            "reliability": svg("reliability", lambda ax: _draw_reliability(ax, predictors, "reliability")),
+            "width": svg("width", lambda ax: _draw_reliability(ax, predictors, "reliability_by_width")),
+            "rewards": svg("rewards", lambda ax: _draw_rewards(ax, predictors)),
+            "pairs": svg("pairs", lambda ax: _draw_pairs(ax, predictors[_MODEL]["reward"]["by_quantile"])),
+            "tops": svg("tops", lambda ax: _draw_tops(ax, predictors)),
+        }
+        | _regret_plots(result, best[0] if best else None)
+        | _forecast_plots(result["forecast"])
+        | _edit_plots(result.get("artefacts")),
     )
+
+
+def _reward_rows(measured: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    return [(title, measured[kind][key]) for title, kind, key in _REWARD_ROWS] if measured else []
 
 
 def summary_table(result: dict[str, Any]) -> Table:
@@ -100,6 +82,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     if result["masked"]:
         title += f" ({result['masked']} masked)"
     caption = f"[low high]: {result['level']:.0%} interval, {result['bootstrap']} resamples of prompts"
+    caption += f"\n{_turn_in_words(result['forecast'])}"
     table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("predictor")
     for column in ("accuracy", "AUROC", "Brier", "Spearman", "tail pair acc."):
@@ -107,11 +90,11 @@ def summary_table(result: dict[str, Any]) -> Table:
     for name, one in result["predictors"].items():
         table.add_row(
             Text(name, style="bold" if name == _MODEL else ""),
-            Text(_short(one["criterion"]["accuracy"]["value"], 3)),
-            Text(_with_interval(one["criterion"]["auroc"])),
-            Text(_short(one["criterion"]["brier"]["value"], 3)),
-            Text(_short(one["reward"]["spearman"]["value"], 3)),
-            Text(_with_interval(one["reward"]["tail_pair_accuracy"]["half"])),
+            Text(short(one["criterion"]["accuracy"]["value"], 3)),
+            Text(with_interval(one["criterion"]["auroc"])),
+            Text(short(one["criterion"]["brier"]["value"], 3)),
+            Text(short(one["reward"]["spearman"]["value"], 3)),
+            Text(with_interval(one["reward"]["tail_pair_accuracy"]["half"])),
         )
     return table
 
@@ -120,6 +103,22 @@ def _get(predictor: dict[str, Any], kind: str, key: str) -> dict[str, Any]:
     """One estimate; of a pair accuracy, the one where predicted ties count half."""
     found = predictor[kind][key]
     return found.get("half", found)
+
+
+def _turn_in_words(forecast: dict[str, Any]) -> str:
+    """One sentence on the KL at which a policy would begin to lose the judge's reward."""
+    turn, prompts = forecast["turn"], forecast["prompts"]
+    if not turn["reach"]:
+        return "Where gold, the judge's reward, turns cannot be told: too few responses a prompt, or too alike."
+    reach = f"KL {number(turn['reach'], 2)}, as far as these responses can tell"
+    if turn["outcome"] == "turns":
+        kl = turn["kl"]
+        at = f"{number(kl['value'], 2)} [{number(kl['low'], 2)}, {number(kl['high'], 2)}]"
+        return f"Gold is expected to turn at KL {at}: beyond it a policy loses the judge's reward."
+    if turn["outcome"] == "rises":
+        return f"Gold, the judge's reward, is not expected to turn up to {reach}."
+    seen = "" if turn["share"] is None else f": it does in {turn['share']:.0%} of their resamples"
+    return f"Whether gold, the judge's reward, turns up to {reach}, cannot be said of {prompts} prompts{seen}."
 
 
 def _strongest_baseline(predictors: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -150,51 +149,35 @@ def artefact_table(result: dict[str, Any]) -> Table:
     for name, row in found["edits"].items():
         judged = row["judged"]
         gold, exploited = (judged["gold_change"], judged["exploited"]) if judged else (None, None)
-        cells = (_with_interval(row["proxy_change"], signed=True), _with_interval(gold, signed=True))
-        shares = (_percent(row["raised"]["value"]), _percent(exploited["value"] if exploited else None))
+        cells = (with_interval(row["proxy_change"], signed=True), with_interval(gold, signed=True))
+        shares = (percent(row["raised"]["value"]), percent(exploited["value"] if exploited else None))
         table.add_row(Text(name), *map(Text, (*cells, *shares)))
     return table
 
 
 def _swap_line(swap: dict[str, Any]) -> str:
-    line = f"under another rubric the proxy goes from {_short(swap['proxy_own']['value'], 3)}"
-    line += f" to {_short(swap['proxy_swapped']['value'], 3)}"
+    line = f"under another rubric the proxy goes from {short(swap['proxy_own']['value'], 3)}"
+    line += f" to {short(swap['proxy_swapped']['value'], 3)}"
     if judged := swap["judged"]:
-        line += f", gold from {_short(judged['gold_own']['value'], 3)}"
-        line += f" to {_short(judged['gold_swapped']['value'], 3)};"
-        line += f" where gold moves the proxy follows on {_percent(judged['follows']['value'])}"
+        line += f", gold from {short(judged['gold_own']['value'], 3)}"
+        line += f" to {short(judged['gold_swapped']['value'], 3)};"
+        line += f" where gold moves the proxy follows on {percent(judged['follows']['value'])}"
     return line
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
 
 
-def _svg(name: str, draw: Callable[[Axes], None], *, width: float = 3.7, height: float = 3.3) -> Markup:
-    """What ``draw`` draws, as inline SVG: scales with the page, takes its ink from the text colour. Size in inches."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # ids must be unique on the page, and every plot has its own figure_1
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return Markup(svg)
-
-
 def _draw_forest(ax: Axes, predictors: dict[str, Any], kind: str, key: str) -> None:
     names = [name for name, one in predictors.items() if _get(one, kind, key)["value"] is not None]
     for height, name in enumerate(reversed(names)):
         one = _get(predictors[name], kind, key)
-        colour = _BLUE if name == _MODEL else _ORANGE if name == _RAW else _GREY
+        colour = BLUE if name == _MODEL else ORANGE if name == _RAW else GREY
         if one["low"] is not None:
             ax.plot([one["low"], one["high"]], [height, height], color=colour, linewidth=2, solid_capstyle="round")
         ax.plot(one["value"], height, "o", color=colour, markersize=6)
         ax.annotate(f"{one['value']:.3f}", (1.02, height), xycoords=("axes fraction", "data"), va="center")
-    ax.axvline(0.5, color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+    ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
     ax.set_yticks(range(len(names)), list(reversed(names)))
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.tick_params(axis="y", length=0)
@@ -203,7 +186,7 @@ def _draw_forest(ax: Axes, predictors: dict[str, Any], kind: str, key: str) -> N
 
 def _draw_reliability(ax: Axes, predictors: dict[str, Any], key: str) -> None:
     _diagonal(ax)
-    for name, colour, marker in ((_RAW, _ORANGE, "s"), (_MODEL, _BLUE, "o")):
+    for name, colour, marker in ((_RAW, ORANGE, "s"), (_MODEL, BLUE, "o")):
         if name in predictors:
             points = predictors[name]["criterion"][key]
             places = np.array([point["predicted"]["value"] for point in points])
@@ -217,8 +200,8 @@ def _draw_rewards(ax: Axes, predictors: dict[str, Any]) -> None:
     rows = predictors[_MODEL]["reward"]["by_quantile"]
     places = np.arange(len(rows))
     gold = [row["gold"]["value"] for row in rows]
-    ax.plot(places, gold, color=_INK, marker="D", markersize=5, linewidth=1.2, linestyle=(0, (4, 2)), label="judge")
-    for name, colour, marker, shift in ((_RAW, _ORANGE, "s", 0.06), (_MODEL, _BLUE, "o", -0.06)):
+    ax.plot(places, gold, color=INK, marker="D", markersize=5, linewidth=1.2, linestyle=(0, (4, 2)), label="judge")
+    for name, colour, marker, shift in ((_RAW, ORANGE, "s", 0.06), (_MODEL, BLUE, "o", -0.06)):
         if name in predictors:
             found = predictors[name]["reward"]["by_quantile"]
             _with_bars(ax, places + shift, [row["proxy"] for row in found], colour, marker, name)
@@ -228,23 +211,23 @@ def _draw_rewards(ax: Axes, predictors: dict[str, Any]) -> None:
 
 
 def _draw_pairs(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    ax.axhline(0.5, color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+    ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
     defined = [
         (place, row["pair_accuracy"]) for place, row in enumerate(rows) if row["pair_accuracy"]["value"] is not None
     ]
     _with_bars(
-        ax, np.array([place for place, _ in defined]), [one for _, one in defined], _BLUE, "o", _MODEL, line=False
+        ax, np.array([place for place, _ in defined]), [one for _, one in defined], BLUE, "o", _MODEL, line=False
     )
     for place, row in enumerate(rows):
-        ax.annotate(f"{row['pairs']} pairs", (place, 0.02), ha="center", va="bottom", fontsize=7, color=_GREY)
+        ax.annotate(f"{row['pairs']} pairs", (place, 0.02), ha="center", va="bottom", fontsize=7, color=GREY)
     _bin_axis(ax, rows)
     ax.set(ylabel="pair accuracy", ylim=(0, 1.03))
 
 
 def _draw_tops(ax: Axes, predictors: dict[str, Any]) -> None:
-    ax.axhline(0.5, color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+    ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
     tops = list(predictors[_MODEL]["reward"]["top_pair_accuracy"])
-    for name, colour, marker, shift in ((_RAW, _ORANGE, "s", 0.06), (_MODEL, _BLUE, "o", -0.06)):
+    for name, colour, marker, shift in ((_RAW, ORANGE, "s", 0.06), (_MODEL, BLUE, "o", -0.06)):
         if name in predictors:
             reward = predictors[name]["reward"]
             found = [*(reward["top_pair_accuracy"][top]["half"] for top in tops), reward["pair_accuracy"]["half"]]
@@ -254,10 +237,21 @@ def _draw_tops(ax: Axes, predictors: dict[str, Any]) -> None:
     _legend(ax, "lower right")
 
 
+def _regrets(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sizes of best-of-n that some prompt has the responses for."""
+    return {n: found for n, found in result["selection"]["regret"].items() if found["prompts"]}
+
+
+def _regret_plots(result: dict[str, Any], baseline: str | None) -> dict[str, Markup]:
+    if not _regrets(result):
+        return {}
+    return {"regret": svg("regret", lambda ax: _draw_regret(ax, result, baseline))}
+
+
 def _draw_regret(ax: Axes, result: dict[str, Any], baseline: str | None) -> None:
-    by_chance = {n: row["by_chance"] for n, row in result["selection"]["regret"].items() if row["prompts"]}
-    rows = [("by chance", by_chance, _GREY, ".", 0.0)]
-    for name, colour, marker, shift in ((baseline, _ORANGE, "s", 0.05), (_MODEL, _BLUE, "o", -0.05)):
+    by_chance = {n: row["by_chance"] for n, row in _regrets(result).items()}
+    rows = [("by chance", by_chance, GREY, ".", 0.0)]
+    for name, colour, marker, shift in ((baseline, ORANGE, "s", 0.05), (_MODEL, BLUE, "o", -0.05)):
         if name is not None:
             rows.append((name, result["predictors"][name]["reward"]["regret"], colour, marker, shift))
     for name, found, colour, marker, shift in rows:
@@ -268,14 +262,20 @@ def _draw_regret(ax: Axes, result: dict[str, Any], baseline: str | None) -> None
     _legend(ax, "upper left")
 
 
+def _edit_plots(found: dict[str, Any] | None) -> dict[str, Markup]:
+    if found is None:
+        return {}
+    return {"edits": svg("edits", lambda ax: _draw_edits(ax, found["edits"]), width=4.8, height=2.6)}
+
+
 def _draw_edits(ax: Axes, edits: dict[str, Any]) -> None:
-    ax.axvline(0, color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
     for height, row in enumerate(reversed(edits.values())):
-        sides = [("model", row["proxy_change"], _BLUE, "o", 0.12)]
+        sides = [("model", row["proxy_change"], BLUE, "o", 0.12)]
         if row["judged"]:
             sides = [
-                ("model", row["judged"]["proxy_change"], _BLUE, "o", 0.12),
-                ("judge", row["judged"]["gold_change"], _INK, "D", -0.12),
+                ("model", row["judged"]["proxy_change"], BLUE, "o", 0.12),
+                ("judge", row["judged"]["gold_change"], INK, "D", -0.12),
             ]
         for name, one, colour, marker, shift in sides:
             if one["low"] is not None:
@@ -300,6 +300,60 @@ def _legend(ax: Axes, place: str) -> None:
         ax.legend(loc=place)
 
 
+def _forecast_plots(forecast: dict[str, Any]) -> dict[str, Markup]:
+    """The plots of the forecast by name; none without prompts that allow one."""
+    if not forecast["rows"]:
+        return {}
+    return {
+        "forecast": svg("forecast", lambda ax: _draw_forecast(ax, forecast), width=4.8),
+        "best_of_n": svg("best_of_n", lambda ax: _draw_best_of_n(ax, forecast["best_of_n"]["rows"]), width=4.8),
+    }
+
+
+def _draw_forecast(ax: Axes, forecast: dict[str, Any]) -> None:
+    """Expected rewards against KL; beyond what the responses can tell, dotted and without a band."""
+    rows = forecast["rows"]
+    reached = sum(row["reliable"] for row in rows)
+    kl = [row["kl"]["value"] for row in rows]
+    for key, name, colour, style in (("proxy", _MODEL, BLUE, "-"), ("gold", "judge", INK, (0, (4, 2)))):
+        _with_band(ax, kl[:reached], [row[key] for row in rows[:reached]], colour, style, name)
+        beyond = slice(max(reached - 1, 0), None)
+        values = [row[key]["value"] for row in rows[beyond]]
+        ax.plot(kl[beyond], values, color=colour, linewidth=1, linestyle=(0, (1, 2)), alpha=0.6)
+    if forecast["turn"]["outcome"] == "turns":
+        ax.axvline(forecast["turn"]["kl"]["value"], color=ORANGE, linewidth=1)
+        ax.annotate(
+            "gold turns",
+            (forecast["turn"]["kl"]["value"], 0.01),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=ORANGE,
+        )
+    ax.set(xlabel="KL from the base policy, nats", ylabel="expected reward")
+    ax.legend(loc="upper left")
+
+
+def _draw_best_of_n(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    sizes = [row["n"] for row in rows]
+    _with_band(ax, sizes, [row["proxy"] for row in rows], BLUE, "-", "model, of its choice")
+    _with_band(ax, sizes, [row["gold"] for row in rows], INK, (0, (4, 2)), "judge, of the same choice")
+    best = [row["best_gold"]["value"] for row in rows]
+    ax.plot(sizes, best, color=GREY, linewidth=1, label="judge, of its own choice")
+    ax.set(xlabel="n, responses to choose from", ylabel="expected reward of the best")
+    ax.legend(loc="lower right")
+
+
+def _with_band(
+    ax: Axes, x: Sequence[float], estimates: Sequence[dict[str, Any]], colour: str, style: Any, name: str
+) -> None:
+    ax.plot(x, [one["value"] for one in estimates], color=colour, linestyle=style, linewidth=1.4, label=name)
+    if all(one["low"] is not None for one in estimates):
+        low, high = [one["low"] for one in estimates], [one["high"] for one in estimates]
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
 def _with_bars(
     ax: Axes, x: np.ndarray, estimates: Sequence[dict[str, Any]], colour: str, marker: str, name: str, line: bool = True
 ) -> None:
@@ -314,7 +368,7 @@ def _with_bars(
 
 def _bin_axis(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
     def span(row: dict[str, Any]) -> str:
-        low, high = _short(row["low"], 2), _short(row["high"], 2)
+        low, high = short(row["low"], 2), short(row["high"], 2)
         return low if low == high else f"{low}–{high}"
 
     ax.set_xticks(range(len(rows)), [span(row) for row in rows], fontsize=8)
@@ -322,41 +376,4 @@ def _bin_axis(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _diagonal(ax: Axes) -> None:
-    ax.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
-
-
-# --- numbers as text -------------------------------------------------------------------------------------------------
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return _UNDEFINED if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _signed(value: float | None, digits: int = 3) -> str:
-    return _UNDEFINED if value is None else f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _percent(value: float | None) -> str:
-    return _UNDEFINED if value is None else f"{100 * value:.3g}%"
-
-
-def _bar(value: float | None) -> float:
-    """Length of an AUROC's bar in per cent: none at chance, full at 1."""
-    return 0.0 if value is None else round(100 * max(2 * value - 1, 0), 1)
-
-
-def _clip(text: str, most: int = _CLIP) -> str:
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most} more characters)"
-
-
-def _short(value: float | None, digits: int, signed: bool = False) -> str:
-    """``value`` without its leading zero."""
-    sign = "+" if signed else ""
-    return _UNDEFINED if value is None else re.sub(r"^([-+]?)0\.", r"\1.", f"{value:{sign}.{digits}f}")
-
-
-def _with_interval(one: dict[str, Any] | None, *, signed: bool = False) -> str:
-    """'.853 [.81 .89]'; a dash where undefined, no interval where that is."""
-    if one is None or one["low"] is None:
-        return _short(one["value"] if one else None, 3, signed)
-    return f"{_short(one['value'], 3, signed)} [{_short(one['low'], 2, signed)} {_short(one['high'], 2, signed)}]"
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)

@@ -3,7 +3,6 @@
 Owns grouping, budgets and the caller's order; the forward pass is `rm.model`, the wording `rm.template`.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,22 +13,21 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from rm.backbone import load_tokenizer
 from rm.calibration import Calibration
-from rm.config import ScoreConfig
+from rm.config import RewardKind, ScoreConfig
 from rm.data import budget_batches
 from rm.encoding import Encoder
 from rm.layout import Branch, Tree, pack
 from rm.model import RubricRewardModel
 from rm.prefix_cache import PrefixCache, Reading
+from rm.reward_level import Expected
+from rm.scores import SUFFIXES, write_scores
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path
 from rubric_data.io import load_data
 from rubric_data.records import Criterion, JudgedResponse, Level, Rubric
 from rubric_data.reward import rubric_reward
@@ -45,13 +43,15 @@ class Scored:
 
     ``probs`` (K,) calibrated P(met) and ``logits`` (K,) raw, in the rubric's order; where code answered, 0 or 1 and no
     logit (NaN). ``reward`` in [0, 1]. ``truncated``: how many tokens of prompt and response did not fit the model's
-    window, 0 if it had nothing to read.
+    window, 0 if it had nothing to read. ``expected``: what the judge would say, with intervals; None unless the model
+    was calibrated on prompts enough.
     """
 
     probs: np.ndarray
     logits: np.ndarray
     reward: float
     truncated: int
+    expected: Expected | None = None
 
     @property
     def by_code(self) -> np.ndarray:
@@ -67,6 +67,10 @@ class RubricScorer:
 
     ``use_verifiers``: criteria with a verifier are answered by code, exactly, and cost the model nothing. Off, the
     model answers them all, which is what a measurement of it wants.
+
+    ``reward``: what `Scored.reward` is. "proxy", the weighted mean of the calibrated verdicts; "calibrated", the reward
+    the judge would give on average; "lower_bound", what its reward rarely falls below, for a policy that should be paid
+    for certainty. Raises UserError if the calibration cannot tell the latter two.
     """
 
     def __init__(
@@ -78,13 +82,20 @@ class RubricScorer:
         tokens_per_batch: int = 8192,
         cache_tokens: int = 0,
         use_verifiers: bool = True,
+        reward: RewardKind = "proxy",
     ) -> None:
         self.model = model.eval()
         self.encoder = encoder
         self.calibration = calibration or Calibration()
         self.tokens_per_batch = tokens_per_batch
         self.use_verifiers = use_verifiers
+        self.reward = reward
         self.cache = PrefixCache(cache_tokens) if cache_tokens else None
+        if reward != "proxy" and self.calibration.reward_level is None:
+            raise UserError(
+                f"reward {reward!r}: the model was not calibrated for it; run `calibrate` on more validation "
+                "prompts, or use reward 'proxy'"
+            )
 
     @classmethod
     def from_pretrained(
@@ -97,18 +108,24 @@ class RubricScorer:
         tokens_per_batch: int = 8192,
         cache_tokens: int = 0,
         use_verifiers: bool = True,
+        reward: RewardKind = "proxy",
+        calibration: Calibration | None = None,
     ) -> Self:
-        """Load a trained model with its calibration; LoRA is merged. Raises UserError if ``path`` holds none."""
+        """Load a trained model with its calibration; LoRA is merged. ``calibration`` stands in for the stored one.
+
+        Raises UserError if ``path`` holds no model, or a calibration that cannot be read.
+        """
         model = RubricRewardModel.from_pretrained(path, dtype=dtype, attention=attention)
         model.merge()
         encoder = Encoder(load_tokenizer(str(path)), model.max_length)
         return cls(
             model.to(device),
             encoder,
-            Calibration.load(path),
+            calibration or Calibration.load(path),
             tokens_per_batch=tokens_per_batch,
             cache_tokens=cache_tokens,
             use_verifiers=use_verifiers,
+            reward=reward,
         )
 
     @classmethod
@@ -136,9 +153,9 @@ class RubricScorer:
         Raises ValueError if the three lists differ in length; UserError, before any work, if a criterion does not fit
         the window or a verifier is unknown or misused.
         """
-        self.check(rubrics)  # before hours of work
         checks = [self._checks(rubric) for rubric in rubrics]
         asked = [_unchecked(rubric, row) for rubric, row in zip(rubrics, checks, strict=True)]
+        self._check_room(asked)  # before hours of work
         read: dict[int, tuple[np.ndarray, int]] = {}
         with Progress(transient=True, disable=not progress) as bar:
             task = bar.add_task("scoring", total=sum(map(bool, asked)))
@@ -158,7 +175,9 @@ class RubricScorer:
 
     def check(self, rubrics: Iterable[Rubric]) -> None:
         """Raise UserError at a criterion that does not fit the window, or a verifier that is unknown or misused."""
-        asked = (_unchecked(rubric, self._checks(rubric)) for rubric in rubrics)
+        self._check_room(_unchecked(rubric, self._checks(rubric)) for rubric in rubrics)
+
+    def _check_room(self, asked: "Iterable[_Asked]") -> None:
         different = {_as_read(criterion): criterion for criteria in asked for criterion in criteria}
         self.encoder.check(different.values())
 
@@ -192,9 +211,16 @@ class RubricScorer:
         by_code = np.array([check is not None for check in checks])
         logits_K = np.full(len(checks), np.nan)
         logits_K[~by_code] = logits_J
-        probs_K = self.calibration(logits_K)
+        probs_K = self.calibration(logits_K, rubric.criteria)
         probs_K[by_code] = [check(response, prompt) for check in checks if check is not None]
-        return Scored(probs_K, logits_K, rubric_reward(rubric, probs_K), truncated)
+        level = self.calibration.reward_level
+        expected = None if level is None else level.expected(rubric, probs_K, by_code)
+        return Scored(probs_K, logits_K, self._reward(rubric, probs_K, expected), truncated, expected)
+
+    def _reward(self, rubric: Rubric, probs_K: np.ndarray, expected: Expected | None) -> float:
+        if expected is None or self.reward == "proxy":
+            return rubric_reward(rubric, probs_K)
+        return expected.reward if self.reward == "calibrated" else expected.lower
 
     def _batches(self, groups: "dict[str, _Group]") -> Iterator[tuple[list["_Work"], list["_Job"]]]:
         """Pieces of trees within the budget, and the jobs that are complete with them; prompts are encoded as met."""
@@ -332,7 +358,7 @@ def run_score(config: ScoreConfig) -> dict[str, Any]:
     UserError on bad input or if the output exists.
     """
     output = Path(config.output)
-    if output.suffix not in (".jsonl", ".parquet"):
+    if output.suffix not in SUFFIXES:
         raise UserError(f"{output}: unknown format {output.suffix!r}; use .jsonl or .parquet")
     if output.exists() and not config.overwrite:
         raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
@@ -343,38 +369,23 @@ def run_score(config: ScoreConfig) -> dict[str, Any]:
         scored = _score_on_ray(config, records)
     else:
         scored = _load(config).score_records(records, progress=True)
-    rows = [
-        {
-            "prompt_id": record.prompt_id,
-            "response_id": record.response_id,
-            "generator": record.generator,
-            "reward": item.reward,
-            "truncated_tokens": item.truncated,
-            "criteria": [
-                {"criterion_id": criterion.id, "probability": float(prob), "by_code": bool(by_code)}
-                for criterion, prob, by_code in zip(record.rubric.criteria, item.probs, item.by_code, strict=True)
-            ],
-        }
-        for record, item in zip(records, scored, strict=True)
-    ]
-    with atomic_path(output) as path:
-        if output.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-        else:
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_scores(output, records, scored)
     return {
-        "responses": len(rows),
+        "responses": len(records),
         "verdicts": sum(len(item.probs) for item in scored),
         "by_code": int(sum(item.by_code.sum() for item in scored)),
         "mean_reward": float(np.mean([item.reward for item in scored])),
         "truncated_responses": sum(1 for item in scored if item.truncated),
-        "calibration": Calibration.load(config.model).method,
+        "calibration": Calibration.load(config.model).name,
     }
 
 
 def _load(config: ScoreConfig) -> RubricScorer:
     return RubricScorer.from_pretrained(
-        config.model, tokens_per_batch=config.tokens_per_batch, use_verifiers=config.use_verifiers
+        config.model,
+        tokens_per_batch=config.tokens_per_batch,
+        use_verifiers=config.use_verifiers,
+        reward=config.reward,
     )
 
 

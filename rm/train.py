@@ -36,11 +36,12 @@ from rm.loss import distillation_loss, predicted_rewards, verdict_loss
 from rm.metrics import accuracy, auroc, brier, value
 from rm.model import RubricRewardModel
 from rubric_data.builtin.drills import drills
+from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_json
 from rubric_data.split import SPLITS, of_split
 
 MODEL_FOLDER = "model"
-_CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"
 _TARGETS = ("labels", "counts", "weights", "veto", "response", "pairs", "pair_weights")
 
 
@@ -158,10 +159,16 @@ def evaluate_trees(
     return {name: number for name, number in metrics.items() if not math.isnan(number)}
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a kill may leave a partial one behind."""
+def whole_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in ``folder`` that were written to their end, by step; a kill may leave a partial one behind."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return {int(path.name.rpartition("-")[2]): path for path in whole}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = whole_checkpoints(folder)
+    return whole[max(whole)] if whole else None
 
 
 def _is_json(path: Path) -> bool:
@@ -175,7 +182,7 @@ def _is_json(path: Path) -> bool:
 def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     """Our configuration in transformers' words."""
     return TrainingArguments(
-        output_dir=str(folder / _CHECKPOINTS),
+        output_dir=str(folder / CHECKPOINTS),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
@@ -186,10 +193,10 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         eval_strategy="steps",
         eval_steps=config.eval_steps,
         save_steps=config.eval_steps,
-        save_total_limit=2,
+        save_total_limit=config.keep_checkpoints,
         load_best_model_at_end=True,
-        metric_for_best_model="loss",
-        greater_is_better=False,
+        metric_for_best_model=config.select_by,
+        greater_is_better=config.select_by not in ("loss", "brier"),
         logging_steps=config.logging_steps,
         report_to=config.report_to,
         seed=config.seed,
@@ -243,10 +250,12 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     )
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(_Progress)
-    checkpoint = last_checkpoint(folder / _CHECKPOINTS) if config.resume else None
+    checkpoint = last_checkpoint(folder / CHECKPOINTS) if config.resume else None
     started = time.perf_counter()
     device = trainer.args.device
     before = evaluate_trees(trainer.model.to(device), eval_trees, config.tokens_per_batch, device)
+    if config.select_by not in before:
+        raise UserError(f"select_by: {config.select_by} is undefined on these validation responses; select by loss")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = evaluate_trees(trainer.model, eval_trees, config.tokens_per_batch, device)
     report = {

@@ -212,6 +212,12 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {message}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: holds {_short(fields)}, not an object; write one JSON object a line")
+    if b"\\ud" in line.lower():  # half a character, which no file, ledger or model can hold
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(f"{where}: holds half a character ({half} without its other half); correct it") from None
     return fields
 
 

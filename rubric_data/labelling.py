@@ -296,31 +296,32 @@ class _Run:
     def __init__(self, judge: str) -> None:
         self._judge = judge
         self.asked = self.masked = 0
-        self.budget = 0  # verdicts that no call was left for
-        self._reasons = {False: "", True: ""}  # the latest, by whether it is the budget
+        self.budget = ""  # why no call was left, once none is
+        self._latest = ""  # any other reason for masking
 
     def count(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:
             self.asked += 1
             if verdict.masked is not None:
-                spent = reason_kind(verdict.masked) == "budget"
                 self.masked += 1
-                self.budget += spent
-                self._reasons[spent] = verdict.masked
+                if reason_kind(verdict.masked) == "budget":
+                    self.budget = verdict.masked
+                else:
+                    self._latest = verdict.masked
 
     def fails(self, max_masked: float) -> bool:
         return self.asked >= MIN_VERDICTS and self.masked > max_masked * self.asked
 
     def without_budget(self, answered: int, wanted: int) -> UserError:
         return UserError(
-            f"judge {self._judge}: {self._reasons[True]}; {answered} of {wanted} verdicts are in the "
+            f"judge {self._judge}: {self.budget}; {answered} of {wanted} verdicts are in the "
             "ledger; raise the budget and run again with --resume true"
         )
 
     def failed(self, max_masked: float) -> UserError:
         return UserError(
             f"judge {self._judge}: {self.masked} of {self.asked} verdicts masked, more than max_masked {max_masked:g} "
-            f"allows (latest: {self._reasons[False][:160]}); mend the judge and resume, or raise max_masked"
+            f"allows (latest: {self._latest[:160]}); mend the judge and resume, or raise max_masked"
         )
 
 

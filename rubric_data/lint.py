@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -305,6 +306,8 @@ def run_lint(config: LintConfig) -> dict[str, Any]:
         raise UserError(f"overlap: must be in (0, 1], got {config.overlap}; correct it")
     if not config.max_weight > 0:
         raise UserError(f"max_weight: must be positive, got {config.max_weight}; raise it")
+    if config.output is not None and Path(config.output).exists():
+        raise UserError(f"{config.output}: exists already; choose another --output")
     prompts = load_prompts(config.data)
     found = lint_prompts(prompts, overlap=config.overlap, max_weight=config.max_weight)
     if config.verdicts is not None:

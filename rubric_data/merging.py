@@ -28,6 +28,7 @@ from rubric_data.io import read_judged, write_judged
 from rubric_data.judges import reason_kind
 from rubric_data.ledger import verdict_key
 from rubric_data.records import Criterion, JudgedResponse, Verdict
+from rubric_data.verifiers import VerifierJudge
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class _Judged:
 def run_merge(config: MergeConfig) -> dict[str, Any]:
     """Merge the files of ``config.data``; write judged.jsonl and report.json into ``config.output``.
 
-    Responses, rubrics and splits are the first file's; a human verdict is the first that a file has. Prints how far
+    Responses, rubrics and splits are the first file's, and so are the verdicts that code gave, which no judge is asked
+    for; a human verdict is the first that a file has. Prints how far
     the judges agree and returns the report. Raises UserError on bad input: fewer than two judges, or three for
     dawid-skene; files that are not about the same questions; two files of one judge, or two judges in one file.
     """
@@ -51,7 +53,7 @@ def run_merge(config: MergeConfig) -> dict[str, Any]:
     records = read_judged(config.data[0])
     panel = [_judged(path, records if index == 0 else read_judged(path)) for index, path in enumerate(config.data)]
     _check_panel(panel)
-    criteria = {_question(record, criterion): criterion for record in records for criterion in record.rubric.criteria}
+    criteria = {_question(record, criterion): criterion for record in records for criterion, _ in _asked(record)}
     folder = start_run(config.output, asdict(config))  # last of what bad input can stop
 
     given = [[judged.verdicts[question] for judged in panel] for question in criteria]
@@ -103,7 +105,7 @@ def _question(record: JudgedResponse, criterion: Criterion) -> str:
 
 
 def _judged(path: str, records: Sequence[JudgedResponse]) -> _Judged:
-    names = sorted({verdict.judge for record in records for verdict in record.verdicts if verdict.judge})
+    names = sorted({one.judge for record in records for _, one in _asked(record) if one is not None and one.judge})
     if len(names) > 1:
         raise UserError(f"{path}: holds verdicts of {len(names)} judges ({', '.join(names)}); give one file a judge")
     if not any(verdict.value is not None for record in records for verdict in record.verdicts):
@@ -112,11 +114,9 @@ def _judged(path: str, records: Sequence[JudgedResponse]) -> _Judged:
     verdicts: dict[str, Verdict] = {}
     places = {}
     for record in records:
-        by_id = {verdict.criterion_id: verdict for verdict in record.verdicts}
-        for criterion in record.rubric.criteria:
+        for criterion, given in _asked(record):
             question = _question(record, criterion)
-            absent = Verdict(criterion_id=criterion.id, masked=f"unjudged: no verdict by {judge}")
-            verdict = by_id.get(criterion.id, absent)
+            verdict = given or Verdict(criterion_id=criterion.id, masked=f"unjudged: no verdict by {judge}")
             if question not in verdicts or verdicts[question].value is None:  # two responses may have one text
                 verdicts[question] = verdict
                 places[question] = f"response {record.response_id!r}, criterion {criterion.id!r}"
@@ -156,11 +156,23 @@ def _humans(row: Sequence[Verdict]) -> Iterator[float]:
     return (verdict.human for verdict in row if verdict.human is not None)
 
 
+def _asked(record: JudgedResponse) -> Iterator[tuple[Criterion, Verdict | None]]:
+    """The criteria that a judge was to answer, not code (`rubric_data.programmatic`), each with its verdict."""
+    by_id = {verdict.criterion_id: verdict for verdict in record.verdicts}
+    for criterion in record.rubric.criteria:
+        verdict = by_id.get(criterion.id)
+        if criterion.verifier is None or verdict is None or verdict.judge != VerifierJudge.name:
+            yield criterion, verdict
+
+
 def _with_verdicts(record: JudgedResponse, settled: Mapping[str, Verdict]) -> JudgedResponse:
-    verdicts = tuple(
-        settled[_question(record, criterion)].model_copy(update={"criterion_id": criterion.id})
-        for criterion in record.rubric.criteria
-    )
+    own = {verdict.criterion_id: verdict for verdict in record.verdicts}
+    fresh = {
+        criterion.id: settled[_question(record, criterion)].model_copy(update={"criterion_id": criterion.id})
+        for criterion, _ in _asked(record)
+    }
+    given = own | fresh
+    verdicts = tuple(given[criterion.id] for criterion in record.rubric.criteria)
     return record.model_copy(update={"verdicts": verdicts})
 
 

@@ -138,7 +138,9 @@ def test_the_resolved_config_is_printed_before_the_run(stage_calls, capsys):
     assert yaml.safe_load("\n".join(body)) == {
         "model": "m",
         "data": "builtin",
-        "tokens_per_batch": 8192,
+        "planned_kl": 2.0,
+        "coverage": 0.9,
+        "tokens_per_batch": 16384,
         "overwrite": False,
     }
 

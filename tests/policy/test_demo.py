@@ -35,6 +35,11 @@ AUDIT = {
         "model (raw)": predictor(0.79, 0.86, 0.69, 0.18),
         "majority": predictor(0.6, 0.5, None),
     },
+    "reward_level": {
+        "error": {"raw": {"proxy_tail": estimate(0.21)}, "calibrated": {"proxy_tail": estimate(0.12, 0.1, 0.14)}},
+        "bias": {"raw": {"proxy_tail": estimate(0.18)}, "calibrated": {"proxy_tail": estimate(-0.01)}},
+        "coverage": {"lower_bound": {"tilted": estimate(0.91, 0.85, 0.96)}},
+    },
     "model_minus": {
         "majority": {"auroc": estimate(0.36, 0.3, 0.42)},
         "model (raw)": {"auroc": estimate(0.0, -0.01, 0.01)},
@@ -91,7 +96,7 @@ def test_stages_run_in_order_and_each_reads_what_the_one_before_wrote(stages, tm
     assert [name for name, _ in stages] == [
         "rm.judging:run_judge",
         "rm.train:run_train",
-        "rm.calibration:run_calibrate",
+        "rm.calibrating:run_calibrate",
         "rm.audit:run_audit",
         "speed",
         "policy.ppo:run_ppo",
@@ -130,10 +135,19 @@ def test_the_summary_is_written_and_shows_the_stages_numbers(stages, tmp_path, c
     assert "| majority | .600 | .500 | +.360 [+.30 +.42] |" in text
     assert "| model | .810 | .860 | – |" in text
     assert "| tail pair accuracy | .690 | .710 |" in text
+    assert "| reward error, model's top | .210 | .120 [.10 .14] |" in text
+    assert "| reward bias, model's top | .180 | -.010 |" in text
+    assert "| lower bound holds | – | .910 [.85 .96] |" in text
     assert "| ratio | 12.0 |" in text
     assert "| gold (the judge) | .500 [.45 .55] | .600 [.55 .65] | +.100 [+.04 +.16] |" in text
     printed = capsys.readouterr().out
     assert "majority" in printed and "12.0" in printed and "[low high]" in printed
+
+
+def test_a_model_without_a_reward_level_leaves_its_rows_empty():
+    few = {key: value for key, value in AUDIT.items() if key != "reward_level"}
+    text = demo.markdown(demo.tabulate(demo.summarise(few, SPEED, PPO, {"judge": 1.0})))
+    assert "| reward error, model's top | – | – |" in text and "| lower bound holds | – | – |" in text
 
 
 def test_the_tables_fit_eighty_columns_without_cutting_a_number():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm.audit import audit, prediction_lines, run_audit
+from rm.calibration import Calibration
 from rm.config import AuditConfig
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
@@ -260,6 +261,7 @@ class FakeScorer:
     """Answers logit 2 where the response contains the criterion's word, else -2; raw and calibrated differ."""
 
     model = SimpleNamespace(base="backbone", max_length=512)
+    calibration = Calibration()
 
     @classmethod
     def from_pretrained(cls, path, **options):

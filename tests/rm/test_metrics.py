@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -236,23 +235,9 @@ def test_precision_at_k():
 def test_best_of_n_regret():
     # pairs: 1 and .5 gives .5, 1 and 0 gives 1, .5 and 0 gives .5; by the judge 1, 1, .5
     gold, proxy, prompt, prompts = one_prompt([1, 0.5, 0], [0.2, 0.9, 0.1])
-    assert metrics.best_of_n(gold, proxy, 2) == pytest.approx(2 / 3)
     assert value(metrics.best_of_n_regret(gold, proxy, prompt, prompts, 2)) == pytest.approx(5 / 6 - 2 / 3)
     assert value(metrics.best_of_n_regret(gold, proxy, prompt, prompts, 1)) == pytest.approx(0)
     assert math.isnan(value(metrics.best_of_n_regret(gold, proxy, prompt, prompts, 4)))
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.1, 0.2, 0.9])), min_size=1, max_size=6),
-    st.integers(1, 6),
-)
-@settings(max_examples=50, deadline=None)
-def test_best_of_n_is_the_mean_over_every_draw(rows, n):
-    gold, proxy = (np.array(column) for column in zip(*rows, strict=True))
-    assume(n <= len(gold))
-    draws = [np.array(draw) for draw in itertools.combinations(range(len(gold)), n)]
-    taken = [gold[draw][proxy[draw] == proxy[draw].max()].mean() for draw in draws]
-    assert metrics.best_of_n(gold, proxy, n) == pytest.approx(np.mean(taken))
 
 
 # --- intervals ---

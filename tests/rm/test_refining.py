@@ -181,7 +181,7 @@ def test_the_reward_model_ranks(serve, settings, monkeypatch):
         name, masked = "reward model x", {}
 
         def __init__(self, path, tokens_per_batch):
-            assert (path, tokens_per_batch) == ("x", 8192)
+            assert (path, tokens_per_batch) == ("x", 16384)
 
         def __call__(self, records):
             return [len(record.response) / 1000 for record in records]

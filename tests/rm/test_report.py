@@ -122,7 +122,7 @@ def test_page_is_whole_and_asks_nothing_of_the_network(page):
 
 
 def test_plots_are_inline_follow_the_page_and_have_ids_of_their_own(page):
-    assert page.tags.count("svg") == 9
+    assert page.tags.count("svg") == 11
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len({*ids})
     source = render(result("plain", "plain"))
@@ -175,3 +175,39 @@ def test_artefact_table_fits_80_columns():
     printed = console.export_text()
     assert "rubric restated" in printed and "where gold moves the proxy follows" in " ".join(printed.split())
     assert "…" not in printed
+
+
+def forecast(outcome="turns", low=0.5, high=1.0, **changes):
+    kl = {"value": 0.75 if outcome == "turns" else None, "low": low, "high": high}
+    turn = {"outcome": outcome, "kl": kl, "share": 0.4, "reach": 1.5} | changes
+    return {"prompts": 30, "turn": turn}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (forecast(), "Gold is expected to turn at KL 0.75 [0.50, 1.00]: beyond it a policy loses the judge's reward."),
+        (
+            forecast("rises"),
+            "Gold, the judge's reward, is not expected to turn up to KL 1.50, as far as these responses can tell.",
+        ),
+        (forecast("unclear"), "cannot be said of 30 prompts: it does in 40% of their resamples."),
+        (
+            forecast("unclear", share=None, reach=0.0),
+            "Where gold, the judge's reward, turns cannot be told: too few responses",
+        ),
+    ],
+)
+def test_the_turn_in_words(found, words):
+    audited = result("plain", "plain")
+    audited["forecast"] |= found
+    assert words in Page(render(audited)).text
+    console = Console(width=80, record=True)
+    console.print(summary_table(audited))
+    assert words in " ".join(console.export_text().split())
+
+
+def test_page_of_one_response_a_prompt_has_no_forecast():
+    page = Page(render(result("plain", "plain", values=((1.0, 0.0),))))
+    assert page.tags.count("svg") == 8 and "If a policy is trained" not in page.text
+    assert "Where gold, the judge's reward, turns cannot be told" in page.text

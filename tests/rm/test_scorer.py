@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rm.calibration import Calibration, run_calibrate
+from rm.calibrating import run_calibrate
+from rm.calibration import Calibration, Curve
 from rm.config import CalibrateConfig, ScoreConfig
 from rm.model import RubricRewardModel
 from rm.scorer import RubricScorer, ahead, run_score
@@ -52,7 +53,7 @@ def test_any_order_any_grouping_any_budget_gives_the_scores_of_one_at_a_time(sco
 
 
 def test_calibration_is_applied_to_probabilities_and_rewards(scorer):
-    calibrated = RubricScorer(scorer.model, scorer.encoder, Calibration("platt", 0.5, 1.0))
+    calibrated = RubricScorer(scorer.model, scorer.encoder, Calibration(Curve("platt", 0.5, 0.5, 1.0)))
     rubric = Rubric(criteria=tuple(CRITERIA))
     plain, mapped = (s.score(PROMPTS[:1], RESPONSES[:1], [rubric])[0] for s in (scorer, calibrated))
     np.testing.assert_allclose(mapped.probs, 1 / (1 + np.exp(-(0.5 * plain.logits + 1))), rtol=1e-6)
@@ -109,7 +110,8 @@ def test_calibrate_fits_the_validation_split_and_scorers_use_it(model_folder, ju
     report = run_calibrate(config)
     assert report["verdicts"] == 8 and report["prompts"] == 2
     loaded = RubricScorer.from_pretrained(model_folder).calibration
-    assert (loaded.method, loaded.scale, loaded.shift) == (report["method"], report["scale"], report["shift"])
+    assert loaded.name == report["chosen"]["name"]
+    assert loaded.reward_level is None and "needs rewards on 10 validation prompts" in report["reward_level"]["skipped"]
     with pytest.raises(UserError, match="exists already; add --overwrite true"):
         run_calibrate(config)
 

@@ -23,7 +23,7 @@ from tests.rubric_data.server import BROKEN, completion, cut, dripped, failure, 
 
 RESPONSES = 200
 RUBRIC = Rubric(criteria=(Criterion(id="even", text="Is even."), Criterion(id="odd", text="Is odd.")))
-LIMITS = Limits(timeout=2.0, attempts=3, concurrency=16)
+LIMITS = Limits(timeout=6.0, attempts=3, concurrency=16)
 
 
 def records():

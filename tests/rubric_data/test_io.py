@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rubric_data.errors import UserError
-from rubric_data.io import SCHEMA, load_data, read_judged, write_judged
+from rubric_data.io import SCHEMA, load_data, load_prompts, read_judged, write_judged
 from rubric_data.records import Criterion, JudgedResponse, Level, Rubric, Verdict, Verifier
 from rubric_data.split import check_leaks
 
@@ -389,3 +389,12 @@ def test_a_damaged_parquet_file(tmp_path, damage):
     path = parquet(tmp_path, plain_row())
     path.write_bytes(damage(path.read_bytes()))
     assert complaint(path).startswith("FILE: not a readable Parquet file (")
+
+
+def test_half_a_character_is_told_of_where_it_stands(tmp_path):
+    line = '{"prompt_id": "p", "prompt": "\\ud83d\\ude00 \\ud800", "rubric": null}'
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"x\.jsonl:1: holds half a character \(\\ud800 without its other half\)"):
+        load_prompts(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_text(line.replace("\\ud800", "") + "\n")
+    assert load_prompts(tmp_path / "x.jsonl")[0].prompt == "\U0001f600 "

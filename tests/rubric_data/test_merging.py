@@ -8,7 +8,7 @@ from rubric_data.config import MergeConfig
 from rubric_data.errors import UserError
 from rubric_data.io import read_judged, write_judged
 from rubric_data.merging import run_merge
-from rubric_data.records import Criterion, JudgedResponse, Level, Rubric, Verdict
+from rubric_data.records import Criterion, JudgedResponse, Level, Rubric, Verdict, Verifier
 
 LEVELS = tuple(Level(label=label) for label in ("bad", "fair", "good"))
 CLEAR, WITTY = Criterion(id="clear", text="Is clear."), Criterion(id="witty", text="Is witty.", levels=LEVELS, weight=2)
@@ -123,3 +123,23 @@ def test_questions_match_by_what_is_asked(tmp_path):
     c = file(tmp_path, "c", [[0]], criteria=(Criterion(id="clear", text="Is clear.", levels=LEVELS),))
     with pytest.raises(UserError, match="lacks 1 of the 1 questions"):
         run_merge(MergeConfig(data=[a, c], output=str(tmp_path / "other")))
+
+
+def test_what_code_answered_passes_through_and_is_nobody_s_opinion(tmp_path):
+    digit = Criterion(id="digit", text="Has a digit.", verifier=Verifier(name="has_digit"))
+    paths = []
+    for judge, value in (("a", 1.0), ("b", 0.0)):
+        path = file(tmp_path, judge, [[value, 1.0], [value, 0.0]], criteria=(CLEAR, digit))
+        by_code = [
+            record.model_copy(
+                update={"verdicts": (record.verdicts[0], record.verdicts[1].model_copy(update={"judge": "verifier"}))}
+            )
+            for record in read_judged(path)
+        ]
+        write_judged(path, by_code)
+        paths.append(path)
+    report = run_merge(MergeConfig(paths, str(tmp_path / "panel")))
+    merged = read_judged(tmp_path / "panel" / "judged.jsonl")
+    assert [record.values() for record in merged] == [[0.5, 1.0], [0.5, 0.0]]
+    assert [verdict.judge for verdict in merged[0].verdicts] == ["mean(a, b)", "verifier"]
+    assert report["questions"] == 2 and set(report["judges"]) == {"a", "b"}

@@ -1,0 +1,207 @@
+"""The calibration stage: read the validation split, ask the model, fit both levels, write them beside the weights.
+
+Owns the order of the work, the report and its plot; verdicts are `rm.calibration`, rewards `rm.reward_level`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.special import expit
+
+from rm import conformal, metrics, reward_level
+from rm.calibration import FILE, Calibration, Verdicts, choose, number_texts, prompt_folds
+from rm.config import CalibrateConfig
+from rubric_data.errors import UserError
+from rubric_data.files import atomic_path
+from rubric_data.records import JudgedResponse
+from rubric_data.split import of_split
+
+PLOT = "calibration.png"
+
+
+def run_calibrate(config: CalibrateConfig) -> dict[str, Any]:
+    """Calibrate a model on the validation split; write calibration.json and calibration.png beside its weights.
+
+    The model answers every criterion here, those with a verifier too: code has no logits to calibrate. Prints a table
+    of the ways that were tried, and returns the report. Raises UserError on bad input, or if there is a calibration.
+    """
+    from rm.data import load_judged  # here, for these bring torch
+    from rm.scorer import RubricScorer
+
+    folder = Path(config.model)
+    if (folder / FILE).exists() and not config.overwrite:
+        raise UserError(f"{folder / FILE}: exists already; add --overwrite true to fit again")
+    reward_level.check(config.planned_kl, config.coverage)  # before hours of work
+    records = of_split(load_judged(config.data), "validation")
+    scorer = RubricScorer.from_pretrained(
+        folder, tokens_per_batch=config.tokens_per_batch, use_verifiers=False, calibration=Calibration()
+    )
+    logits = [one.logits for one in scorer.score_records(records, progress=True)]
+    fitted = fit(records, logits, planned_kl=config.planned_kl, coverage=config.coverage)
+    fitted.calibration.save(folder, fitted.report)
+    plot(folder / PLOT, fitted)
+    console = Console()
+    console.print(summary_table(fitted.report))
+    console.print(f"plot: {folder / PLOT}", soft_wrap=True, markup=False)
+    return fitted.report
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibration with the report of its fit, and what the plot shows, all of it from held-out prompts.
+
+    ``rewards`` hold proxies of held-out probabilities, ``weight_B`` what each counts in the tail; None without a
+    reward level.
+    """
+
+    calibration: Calibration
+    report: dict[str, Any]
+    gold_N: np.ndarray
+    before_N: np.ndarray
+    after_N: np.ndarray
+    rewards: reward_level.Rewards | None = None
+    weight_B: np.ndarray | None = None
+
+
+def fit(
+    records: Sequence[JudgedResponse], logits: Sequence[np.ndarray], *, planned_kl: float, coverage: float
+) -> Fitted:
+    """Calibrate verdicts, then rewards; ``logits[i]`` (K,) are the model's on ``records[i]``.
+
+    The reward level is fitted on probabilities that did not see the prompt, so that its errors are those of new
+    prompts. With too few prompts for it the calibration has none and the report says so. Raises UserError with
+    verdicts on fewer than two prompts, or a number out of range.
+    """
+    reward_level.check(planned_kl, coverage)
+    needed = reward_level.prompts_needed(coverage)
+    verdicts = Verdicts.of(records, logits)
+    calibration, after_N, report = choose(verdicts)
+    probs = _by_response(records, after_N)
+    prompt_B = number_texts(records)
+    rewards = reward_level.Rewards.of(records, probs, prompt_B)
+    fitted = Fitted(calibration, report, verdicts.gold_N, expit(verdicts.logits_N), after_N)
+    prompts = len(np.unique(rewards.prompt_B))
+    if prompts < needed:
+        report["reward_level"] = {
+            "skipped": f"needs rewards on {needed} validation prompts for a coverage of {coverage:g}, got {prompts}; "
+            "judge more"
+        }
+        return fitted
+    misses_N = np.abs(verdicts.gold_N - after_N) / reward_level.verdict_scale(after_N)
+    level, mapped_B, about = reward_level.fit(
+        rewards,
+        prompt_folds(rewards.prompt_B),
+        planned_kl=planned_kl,
+        coverage=coverage,
+        verdict_quantile=conformal.quantile(misses_N, verdicts.prompt_N, np.ones(len(misses_N)), coverage),
+    )
+    weight_B = reward_level.tail_weights(rewards.proxy_B, rewards.prompt_B, level.beta)
+    raw = reward_level.Rewards.of(records, [expit(row) for row in logits], prompt_B).proxy_B
+    predicted = {"raw": raw, "proxy": rewards.proxy_B, "calibrated": mapped_B}
+    error = reward_level.errors(rewards.gold_B, predicted, rewards.proxy_B, weight_B)
+    report["reward_level"] = about | {"error": error}
+    return replace(fitted, calibration=replace(calibration, reward_level=level), rewards=rewards, weight_B=weight_B)
+
+
+def _by_response(records: Sequence[JudgedResponse], prob_N: np.ndarray) -> list[np.ndarray]:
+    """The probabilities of the unmasked verdicts as one (K,) for each response, NaN where masked."""
+    gold = [np.array(record.values(), float) for record in records]
+    left = iter(prob_N)
+    return [np.array([np.nan if np.isnan(value) else next(left) for value in row]) for row in gold]
+
+
+def summary_table(report: Mapping[str, Any]) -> Table:
+    """Every way to calibrate that was tried, for a terminal of 80 columns; of each grouping its best prior count."""
+    chosen = report["chosen"]
+    table = Table(
+        title=f"Verdicts of {report['prompts']} prompts, each predicted without its prompt",
+        caption=f"chosen: {chosen['name']}, the least Brier score",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("method", "prior count", "Brier", "log-loss", "ECE"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    best: dict[str, dict[str, Any]] = {}
+    for row in report["held_out"]:
+        if row["name"] not in best or row["brier"] < best[row["name"]]["brier"]:
+            best[row["name"]] = row
+    for name, row in best.items():
+        prior = "" if row["group_by"] == "none" else f"{row['prior_count']:g}"
+        numbers = (f"{row[key]:.4f}" for key in ("brier", "log_loss", "ece"))
+        table.add_row(name, prior, *numbers, style="bold" if name == chosen["name"] else "")
+    return table
+
+
+# --- plot ------------------------------------------------------------------------------------------------------------
+
+
+def plot(path: str | Path, fitted: Fitted) -> None:
+    """Reliability before and after; with a reward level also its map over held-out responses, and errors."""
+    from matplotlib.figure import Figure  # not pyplot: it would choose a window system
+
+    level = fitted.calibration.reward_level
+    figure = Figure(figsize=(4.2 if level is None else 12.6, 3.9), layout="constrained")
+    panels = figure.subplots(1, 1 if level is None else 3, squeeze=False)[0]
+    _draw_reliability(panels[0], fitted)
+    if level is not None and fitted.rewards is not None and fitted.weight_B is not None:
+        _draw_map(panels[1], level, fitted.rewards, fitted.weight_B)
+        _draw_errors(panels[2], fitted.report["reward_level"]["error"]["by_quantile"])
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def _draw_reliability(ax: Any, fitted: Fitted) -> None:
+    _diagonal(ax)
+    for label, prob_N, colour in (
+        ("before", fitted.before_N, "tab:orange"),
+        (f"after: {fitted.report['chosen']['name']}", fitted.after_N, "tab:blue"),
+    ):
+        bin_N, together_N = metrics.equal_mass_bins(prob_N, metrics.RELIABILITY_BINS), np.zeros(len(prob_N), int)
+        curve = metrics.reliability_curve(fitted.gold_N, prob_N, together_N, 1, bin_N)
+        places, heights = ([metrics.value(getattr(one, side)) for one in curve] for side in ("predicted", "judged"))
+        ax.plot(places, heights, marker="o", color=colour, label=label)
+    ax.set(xlabel="mean predicted probability", ylabel="mean verdict of the judge", title="verdicts, held-out prompts")
+    ax.legend(loc="upper left", fontsize=8)
+
+
+def _draw_map(ax: Any, level: reward_level.RewardLevel, rewards: reward_level.Rewards, weight_B: np.ndarray) -> None:
+    _diagonal(ax)
+    size = 4 + 60 * np.sqrt(weight_B / weight_B.max())
+    ax.scatter(rewards.proxy_B, rewards.gold_B, s=size, color="lightgrey", edgecolor="grey", linewidth=0.4)
+    order = np.argsort(rewards.proxy_B, kind="stable")
+    lower_B = level.bounds(rewards.proxy_B, rewards.spread_B)[2]
+    ax.plot(rewards.proxy_B[order], lower_B[order], ".", color="tab:red", markersize=3, label="lower bound")
+    grid = np.linspace(rewards.proxy_B.min(), rewards.proxy_B.max(), 200)
+    ax.plot(grid, level.reward(grid), color="tab:blue", label=f"expected: {level.method}")
+    title = f"rewards; large: likely at KL {level.planned_kl:g}"
+    ax.set(xlabel="reward of the model (proxy)", ylabel="reward of the judge (gold)", title=title)
+    ax.legend(loc="lower right", fontsize=8)
+
+
+def _draw_errors(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    places = np.arange(len(rows))
+    for shift, (key, label, colour) in zip(
+        (-0.27, 0.0, 0.27),
+        (
+            ("raw", "uncalibrated", "tab:orange"),
+            ("proxy", "verdicts calibrated", "tab:green"),
+            ("calibrated", "reward calibrated", "tab:blue"),
+        ),
+        strict=True,
+    ):
+        ax.bar(places + shift, [row[key] for row in rows], width=0.25, color=colour, label=label)
+    ax.set_xticks(places, [f"{row['low']:.2f}–{row['high']:.2f}" for row in rows], fontsize=8)
+    ax.set(xlabel="reward of the model, by quantile", ylabel="mean absolute error", title="rewards, held-out prompts")
+    highest = max(row[key] for row in rows for key in ("raw", "proxy", "calibrated"))
+    ax.set_ylim(0, 1.4 * highest or 1)  # room for the legend
+    ax.legend(loc="upper left", fontsize=8)
+
+
+def _diagonal(ax: Any) -> None:
+    ax.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", zorder=0)
