@@ -321,6 +321,15 @@ def judge_ties(gold_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pa
     return mean(orders(gold_B, pairs) == 0, prompt_B[pairs.first_M], prompts)
 
 
+def quantiles(value_B: np.ndarray, prompt_B: np.ndarray) -> np.ndarray:
+    """The quantile of each value among those of its prompt, (B,) in (0, 1): (rank - 1/2) / number, ties midway."""
+    found = np.empty(len(value_B))
+    for prompt in np.unique(prompt_B):
+        members = prompt_B == prompt
+        found[members] = (stats.rankdata(value_B[members]) - 0.5) / members.sum()
+    return found
+
+
 def among_best(value_B: np.ndarray, prompt_B: np.ndarray, k: int) -> np.ndarray:
     """Chance of each response to be among the k of its prompt with the highest value, (B,) in [0, 1].
 

@@ -5,6 +5,7 @@ A page asks nothing of the network: its style and its plots (SVG) are inline.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's font
     "svg.hashsalt": "rubric-rm",  # the same numbers give the same page
     "font.size": 10,
+    "text.parse_math": False,  # names are shown as they are, dollars too
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -55,7 +57,9 @@ def render(template: str, **shown: Any) -> str:
 
 def svg(name: str, draw: Callable[[Axes], None], *, width: float = 3.7, height: float = 3.3) -> Markup:
     """What ``draw`` draws, as inline SVG: scales with the page, takes its ink from the text colour. Size in inches."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # a letter that is not in this font is drawn by the reader's browser, in another
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()

@@ -15,6 +15,10 @@ from rubric_data.pairs import REWARD_DECIMALS, Pairs, same_prompt_pairs
 from rubric_data.records import Criterion, JudgedResponse
 from rubric_data.reward import rubric_reward
 
+# A predictor's: P(met) of the K criteria of every record, (K,) each; or, of one that answers no criteria, a reward for
+# every record, (R,), which may be any real number and only ranks.
+Answers = Sequence[np.ndarray] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Table:
@@ -55,13 +59,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Predicted:
-    """One predictor's side, aligned with a `Table`."""
+    """One predictor's side, aligned with a `Table`. Of one that answers no criteria ``prob_N`` is empty, (0,)."""
 
     prob_N: np.ndarray
     reward_B: np.ndarray
 
+    @property
+    def answers(self) -> bool:
+        """Whether it answers criteria. If not, its rewards are on no scale."""
+        return len(self.prob_N) > 0
+
     @classmethod
-    def of(cls, values: Sequence[np.ndarray], records: Sequence[JudgedResponse], table: Table) -> "Predicted":
+    def of(cls, values: Answers, records: Sequence[JudgedResponse], table: Table) -> "Predicted":
+        if isinstance(values, np.ndarray):
+            return cls(prob_N=np.empty(0), reward_B=np.round(values[table.rewarded_B], REWARD_DECIMALS))
         # a criterion the judge did not answer leaves both rewards, so that they weigh the same questions
         asked = [np.where(np.isnan(r.values()), np.nan, v) for r, v in zip(records, values, strict=True)]
         reward = np.array([rubric_reward(r.rubric, v) for r, v in zip(records, asked, strict=True)], float)
@@ -101,15 +112,20 @@ def pair_sets(table: Table, tail: float) -> tuple[Pairs, Pairs]:
 def criterion_statistics(
     table: Table, one: Predicted, chosen_N: np.ndarray | slice = slice(None)
 ) -> dict[str, metrics.Statistic]:
-    """What is said of a set of verdicts, by its key in audit.json."""
+    """What is said of a set of verdicts, by its key in audit.json; undefined if ``one`` answers no criteria."""
+    chosen_N = chosen_N if one.answers else slice(0)
     sides = table.gold_N[chosen_N], one.prob_N[chosen_N], table.prompt_N[chosen_N], table.prompts
     return metrics.verdict_statistics(*sides, table.levels_N[chosen_N])
 
 
-def check_predictions(name: str, values: Sequence[np.ndarray], records: Sequence[JudgedResponse]) -> None:
-    """Raise ValueError unless ``values`` holds P(met) in [0, 1] for every criterion of every record, (K,) each."""
+def check_predictions(name: str, values: Answers, records: Sequence[JudgedResponse]) -> None:
+    """Raise ValueError unless ``values`` are `Answers` for ``records``, probabilities in [0, 1], rewards finite."""
     if len(values) != len(records):
         raise ValueError(f"predictions {name!r}: {len(values)} for {len(records)} responses")
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1 or not np.isfinite(values).all():
+            raise ValueError(f"predictions {name!r}: rewards must be finite, and one for each response")
+        return
     for record, probs_K in zip(records, values, strict=True):
         if np.shape(probs_K) != (len(record.rubric.criteria),):
             raise ValueError(f"predictions {name!r}: response {record.response_id!r} needs one number per criterion")

@@ -312,6 +312,7 @@ def test_run_writes_report_predictions_and_page(run, tmp_path, capsys):
         "truncated_responses": 2,
         "rubrics_seen_in_training": 0,
         "rubrics": 1,
+        "others": {},
     }
     printed = capsys.readouterr().out
     assert all(name in printed for name in names) and str(folder / "audit.html") in printed
