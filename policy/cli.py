@@ -225,7 +225,8 @@ STAGES = {
         AuditConfig,
         "rm.audit:run_audit",
         "Intervals come from resampling prompts. Baselines stand beside the model: majority, mean of the criterion's "
-        "tag, length, lexical overlap, and the untrained backbone. The model answers all criteria here, those with a "
+        "tag, length, lexical overlap, and the untrained backbone; --others puts further predictors there: folders of "
+        "models, and files of scores, which may hold rewards alone. The model answers all criteria here, those with a "
         "verifier too.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
         tabulates=True,

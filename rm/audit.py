@@ -6,19 +6,23 @@ are `rm.metrics`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from scipy.special import expit
 
-from rm import baselines, forecast, metrics, report, reward_level
+from rm import baselines, disagreements, forecast, metrics, report, reward_level
+from rm.artefacts import artefacts
+from rm.ceiling import ceiling, human_answers
 from rm.config import AuditConfig
+from rm.others import named, prepare
+from rm.parts import parts
 from rm.sides import (
-    RELIABILITY_BINS,
-    UNTAGGED,
+    Answers,
     Predicted,
     Table,
     check_predictions,
@@ -28,19 +32,25 @@ from rm.sides import (
     rewards,
 )
 from rubric_data.errors import UserError
-from rubric_data.files import JSON_DECIMALS, json_number, start_run, write_json, write_text
+from rubric_data.files import json_number, start_run, write_json, write_text
+from rubric_data.ledger import LedgerReader
+from rubric_data.ledger_view import votes_on
 from rubric_data.pairs import Pairs, same_prompt_pairs
 from rubric_data.records import JudgedResponse
 from rubric_data.split import of_split
+from rubric_data.verifiers import VerifierJudge, check_verifiers
 
 MODEL = "model"  # the calibrated model; differences and breakdowns are of this predictor
 RAW = "model (raw)"  # sigmoid of its logits, before calibration
 ZERO_SHOT = "zero-shot"
 
 REWARD_BINS = 5
-DISAGREEMENTS = 12
+TOPS = 0.1, 0.25, 0.5  # shares of a prompt's responses, best by the judge, whose order is looked at
+PRECISION_AT = 1, 3, 5
+BEST_OF = 2, 4, 8, 16
+LEDGER = "ledger.sqlite"  # beside the data that `rubric-rm judge` writes
 
-Predictions = Mapping[str, Sequence[np.ndarray]]
+Predictions = Mapping[str, Answers]
 
 
 def run_audit(config: AuditConfig) -> dict[str, Any]:
@@ -61,15 +71,18 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     records = load_judged(config.data)
     held_out = of_split(records, config.split)
     require_unmasked("audit", held_out)
+    if config.artefacts:
+        check_verifiers(held_out)
     train = [record for record in records if record.split == "train" and not np.isnan(record.values()).all()]
     scorer = RubricScorer.from_pretrained(config.model, tokens_per_batch=config.tokens_per_batch, use_verifiers=False)
+    own_votes = _votes(config, held_out)
+    sources = named(config.others or [], {MODEL, RAW, ZERO_SHOT, *baselines.FITTED})
+    beside = prepare(sources, held_out, tokens_per_batch=config.tokens_per_batch)
     folder = start_run(config.output, asdict(config))  # last of what bad input can stop, so that it leaves no folder
 
     scored = scorer.score_records(held_out, progress=True)
-    predictions: dict[str, list[np.ndarray]] = {
-        MODEL: [one.probs for one in scored],
-        RAW: [expit(one.logits) for one in scored],
-    }
+    answers, raw = [one.probs for one in scored], [expit(one.logits) for one in scored]
+    predictions: dict[str, Answers] = {MODEL: answers, RAW: raw} | {name: ask() for name, ask in beside.items()}
     if config.zero_shot:
         untrained = RubricScorer.zero_shot(
             scorer.model.base,
@@ -91,24 +104,40 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
             "truncated_responses": sum(one.truncated > 0 for one in scored),
             "rubrics_seen_in_training": len({record.rubric.id for record in held_out} & trained_on),
             "rubrics": len({record.rubric.id for record in held_out}),
+            "others": {name: str(path) for name, path in sources.items()},
         }
-    } | audit(held_out, predictions, tail=config.tail, bootstrap=config.bootstrap, seed=config.seed)
+    } | audit(
+        held_out,
+        predictions,
+        others=list(sources),
+        train=train,
+        votes=own_votes,
+        tail=config.tail,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
     level = scorer.calibration.reward_level
     if level is not None and result["unrewarded"] < result["responses"]:
         result["reward_level"] = reward_level.measure(
             held_out,
-            predictions[MODEL],
-            predictions[RAW],
+            answers,
+            raw,
             level,
             tail=config.tail,
             bootstrap=config.bootstrap,
             seed=config.seed,
+            covariances=None if scored[0].doubt is None else [one.doubt.covariance for one in scored if one.doubt],
         )
+    if config.artefacts:
+        options = {"bootstrap": config.bootstrap, "seed": config.seed}
+        result["artefacts"] = artefacts(scorer, VerifierJudge(), held_out, answers, **options)
     write_json(folder / "audit.json", result)
     write_text(folder / "predictions.jsonl", prediction_lines(held_out, predictions))
     write_text(folder / "audit.html", report.render(result))
     console = Console()
     console.print(report.summary_table(result))
+    if config.artefacts:
+        console.print(report.artefact_table(result))
     console.print(f"report: {folder / 'audit.html'}", soft_wrap=True, markup=False)
     return result
 
@@ -117,31 +146,47 @@ def audit(
     records: Sequence[JudgedResponse],
     predictions: Predictions,
     *,
+    others: Sequence[str] = (),
+    train: Sequence[JudgedResponse] = (),
+    votes: Sequence[np.ndarray] | None = None,
     tail: float = 0.25,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Agreement of each predictor with the verdicts of ``records``, as JSON-able values.
 
-    ``predictions[name][i]`` holds P(met) in [0, 1] for every criterion of ``records[i]``, (K,). The predictor
-    "model" must be there. Every interval comes from the same ``bootstrap`` resamples of prompts. Masked verdicts
-    are left out, of both sides' rewards too. Neither the order of the records nor the names of prompts matter.
+    ``predictions[name][i]`` holds P(met) in [0, 1] for every criterion of ``records[i]``, (K,); or, of a predictor that
+    answers no criteria, ``predictions[name]`` is an array of real rewards, (R,). The predictor "model" must be there
+    and answer. ``others`` names predictors that the model is compared with text by text, too. Every interval comes from
+    the same ``bootstrap`` resamples of prompts. Masked verdicts are left out, of both sides' rewards too. Neither the
+    order of the records nor the names of prompts matter. ``train`` is what the model was trained on, to tell seen from
+    unseen; ``votes[i]`` (K, V) are the judge's votes on ``records[i]``, NaN where there is none, for its agreement with
+    itself.
 
     Raises UserError if no verdict is left, ValueError on predictions that do not fit the records.
     """
-    if MODEL not in predictions:
-        raise ValueError(f"predictions: {MODEL!r} is missing among {', '.join(map(repr, predictions)) or 'none'}")
+    for name in (MODEL, *others):
+        if name not in predictions:
+            there = ", ".join(map(repr, predictions)) or "none"
+            raise ValueError(f"predictions: {name!r} is missing among {there}")
     for name, values in predictions.items():
         check_predictions(name, values, records)
+    if isinstance(predictions[MODEL], np.ndarray):
+        raise ValueError(f"predictions: {MODEL!r} must answer criteria; give an array of P(met) for each response")
     require_unmasked("audit", records)
     table = Table.of(records)
     counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
     judged = {name: Predicted.of(values, records, table) for name, values in predictions.items()}
     model = judged[MODEL]
     everything, best = pair_sets(table, tail)
+    tops = {f"{share:.0%}": pair_sets(table, share)[1] for share in TOPS}
+    found = {name: _statistics(table, one, everything, best, tops) for name, one in judged.items()}
 
     def settle(statistic: metrics.Statistic) -> dict[str, float | None]:
-        return _as_dict(metrics.estimate(statistic, counts_RP))
+        return metrics.estimate(statistic, counts_RP).as_dict()
+
+    def minus(ours: metrics.Statistic, theirs: metrics.Statistic) -> dict[str, float | None]:
+        return metrics.difference(ours, theirs, counts_RP).as_dict()
 
     return {
         "prompts": table.prompts,
@@ -157,7 +202,11 @@ def audit(
                 "count": len(pairs.first_M),
                 "judge_ties": settle(metrics.judge_ties(table.reward_B, table.prompt_B, table.prompts, pairs)),
             }
-            for name, pairs in (("all", everything), ("tail", best))
+            for name, pairs in {"all": everything, "tail": best, **tops}.items()
+        },
+        "selection": {
+            kind: {key: {"prompts": int(s.count_P.sum()), "by_chance": settle(s)} for key, s in found.items()}
+            for kind, found in _selection_statistics(table, np.zeros_like(table.reward_B)).items()
         },
         "tail": tail,
         "bootstrap": bootstrap,
@@ -165,51 +214,89 @@ def audit(
         "level": metrics.LEVEL,
         "predictors": {
             name: {
-                "criterion": {key: settle(s) for key, s in criterion_statistics(table, one).items()}
-                | {"reliability": _reliability(table, one)},
-                "reward": {
-                    "spearman": settle(metrics.spearman(*rewards(table, one))),
-                    "kendall": settle(metrics.kendall(*rewards(table, one))),
-                    "bias": settle(_bias(table, one)),
-                    "pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, everything).items()},
-                    "tail_pair_accuracy": {key: settle(s) for key, s in _pair_statistics(table, one, best).items()},
-                    "by_quantile": _by_quantile(table, one, counts_RP),
-                },
+                "criterion": _settled(settle, found[name]["criterion"]) | _reliability(table, one, counts_RP),
+                "reward": _settled(settle, found[name]["reward"])
+                | {"by_quantile": _by_quantile(table, one, counts_RP)},
             }
             for name, one in judged.items()
         },
         "model_minus": {
-            name: {
-                key: _as_dict(metrics.difference(ours, theirs, counts_RP))
-                for key, ours, theirs in _compared(table, model, other, best)
-            }
-            for name, other in judged.items()
+            name: _settled(minus, _compared(found[MODEL]), _compared(theirs))
+            for name, theirs in found.items()
             if name != MODEL
         },
-        "by_tag": _by_tag(records, table, model, counts_RP),
-        "by_generator": _by_generator(records, table, model, counts_RP),
+        "ceiling": ceiling(
+            table,
+            model,
+            human_answers(records)[table.known_N],
+            None if votes is None else np.concatenate(votes)[table.known_N],
+            counts_RP,
+        ),
+        **parts(records, train, table, model, counts_RP),
         "forecast": forecast.section(table.reward_B, model.reward_B, table.prompt_B, counts_RP, settle),
-        "disagreements": _disagreements(records, predictions[MODEL]),
+        "disagreements": disagreements.with_judge(records, table, model),
+        "others": {
+            name: {
+                "answers": judged[name].answers,
+                "disagreements": disagreements.between(records, table, model, judged[name]),
+            }
+            for name in others
+        },
     }
 
 
 def prediction_lines(records: Sequence[JudgedResponse], predictions: Predictions) -> str:
-    """JSON Lines, one per (response, criterion): the judge's verdict (null where masked) and every prediction."""
+    """JSON Lines, one per (response, criterion): the judge's verdict (null where masked) and every prediction.
+
+    The rewards of predictors that answer no criteria stand in every line of the response.
+    """
+    answered = {name: values for name, values in predictions.items() if not isinstance(values, np.ndarray)}
     lines = []
     for index, record in enumerate(records):
+        rewarded = {name: json_number(float(v[index])) for name, v in predictions.items() if name not in answered}
         for place, (criterion, value) in enumerate(zip(record.rubric.criteria, record.values(), strict=True)):
             line = {
                 "prompt_id": record.prompt_id,
                 "response_id": record.response_id,
                 "criterion_id": criterion.id,
                 "gold": json_number(value),
-                "predicted": {name: json_number(values[index][place]) for name, values in predictions.items()},
+                "predicted": {name: json_number(values[index][place]) for name, values in answered.items()},
             }
+            line |= {"rewards": rewarded} if rewarded else {}
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
+def _votes(config: AuditConfig, records: Sequence[JudgedResponse]) -> list[np.ndarray] | None:
+    """The judge's votes on ``records``, from its ledger; None without one."""
+    beside = Path(config.data).with_name(LEDGER)
+    if config.ledger is None and not (Path(config.data).is_file() and beside.is_file()):
+        return None
+    with LedgerReader(config.ledger or beside) as ledger:
+        return votes_on(ledger, records)
+
+
 # --- groups of statistics --------------------------------------------------------------------------------------------
+
+
+def _statistics(
+    table: Table, one: Predicted, everything: Pairs, best: Pairs, tops: Mapping[str, Pairs]
+) -> dict[str, Any]:
+    """What is said of a predictor, by its keys in audit.json."""
+    sides = rewards(table, one)
+    gap_B = one.reward_B - table.reward_B if one.answers else np.empty(0)
+    return {
+        "criterion": criterion_statistics(table, one),
+        "reward": {
+            "spearman": metrics.spearman(*sides),
+            "kendall": metrics.kendall(*sides),
+            "bias": metrics.mean(gap_B, table.prompt_B[: len(gap_B)], table.prompts),
+            "pair_accuracy": _pair_statistics(table, one, everything),
+            "tail_pair_accuracy": _pair_statistics(table, one, best),
+            "top_pair_accuracy": {top: _pair_statistics(table, one, pairs) for top, pairs in tops.items()},
+            **_selection_statistics(table, one.reward_B),
+        },
+    }
 
 
 def _pair_statistics(table: Table, one: Predicted, pairs: Pairs) -> dict[str, metrics.Statistic]:
@@ -220,21 +307,46 @@ def _pair_statistics(table: Table, one: Predicted, pairs: Pairs) -> dict[str, me
     return by_rule | {"prediction_ties": metrics.prediction_ties(*sides, pairs)}
 
 
-def _bias(table: Table, one: Predicted) -> metrics.Statistic:
-    return metrics.mean(one.reward_B - table.reward_B, table.prompt_B, table.prompts)
+def _selection_statistics(table: Table, proxy_B: np.ndarray) -> dict[str, dict[str, metrics.Ratio]]:
+    """What is found, and what is lost, by taking a prompt's best by ``proxy``."""
+    sides = table.reward_B, proxy_B, table.prompt_B, table.prompts
+    return {
+        "precision": {str(k): metrics.precision_at(*sides, k) for k in PRECISION_AT},
+        "regret": {str(n): metrics.best_of_n_regret(*sides, n) for n in BEST_OF},
+    }
 
 
-def _compared(
-    table: Table, model: Predicted, other: Predicted, best: Pairs
-) -> list[tuple[str, metrics.Statistic, metrics.Statistic]]:
-    ours, theirs = criterion_statistics(table, model), criterion_statistics(table, other)
-    half = _pair_statistics(table, model, best)["half"], _pair_statistics(table, other, best)["half"]
-    return [(key, ours[key], theirs[key]) for key in ("accuracy", "auroc", "brier")] + [("tail_pair_accuracy", *half)]
+def _compared(found: dict[str, Any]) -> dict[str, Any]:
+    """What is told of the difference of two predictors, from the `_statistics` of one."""
+    reward = found["reward"]
+    halves = {key: reward[key]["half"] for key in ("pair_accuracy", "tail_pair_accuracy")}
+    tops = {top: pairs["half"] for top, pairs in reward["top_pair_accuracy"].items()}
+    same = {key: reward[key] for key in ("spearman", "kendall", "precision", "regret")}
+    return found["criterion"] | same | halves | {"top_pair_accuracy": tops}
 
 
-def _reliability(table: Table, one: Predicted) -> list[dict[str, Any]]:
-    curve = metrics.reliability_curve(table.gold_N, one.prob_N, RELIABILITY_BINS)
-    return [{"count": p.count, "predicted": json_number(p.predicted), "judged": json_number(p.judged)} for p in curve]
+def _settled(settle: Callable[..., Any], *found: Any) -> Any:
+    """``settle`` of every statistic of nested mappings, or of every two and more in the same place of several."""
+    if isinstance(found[0], Mapping):
+        return {key: _settled(settle, *(one[key] for one in found)) for key in found[0]}
+    return settle(*found)
+
+
+def _reliability(table: Table, one: Predicted, counts_RP: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Two reliability curves: over bins of equally many verdicts, and of equal width."""
+    said = len(one.prob_N)
+    sides = table.gold_N[:said], one.prob_N, table.prompt_N[:said], table.prompts
+    bins = {
+        "reliability": metrics.equal_mass_bins(one.prob_N, metrics.RELIABILITY_BINS),
+        "reliability_by_width": metrics.equal_width_bins(one.prob_N, metrics.RELIABILITY_BINS),
+    }
+
+    def row(found: metrics.ReliabilityBin) -> dict[str, Any]:
+        estimates = {"predicted": found.predicted, "judged": found.judged}
+        bounds = {"count": found.count, "low": json_number(found.low), "high": json_number(found.high)}
+        return bounds | {key: metrics.estimate(s, counts_RP).as_dict() for key, s in estimates.items()}
+
+    return {key: [row(found) for found in metrics.reliability_curve(*sides, bin_N)] for key, bin_N in bins.items()}
 
 
 def _by_quantile(table: Table, one: Predicted, counts_RP: np.ndarray) -> list[dict[str, Any]]:
@@ -245,9 +357,10 @@ def _by_quantile(table: Table, one: Predicted, counts_RP: np.ndarray) -> list[di
     for index in np.unique(bin_B):
         chosen = bin_B == index
         within = pairs.within(np.where(chosen, 0, -1))
+        scaled = chosen & one.answers
         statistics: dict[str, metrics.Statistic] = {
             "gold": metrics.mean(table.reward_B[chosen], table.prompt_B[chosen], table.prompts),
-            "proxy": metrics.mean(one.reward_B[chosen], table.prompt_B[chosen], table.prompts),
+            "proxy": metrics.mean(one.reward_B[scaled], table.prompt_B[scaled], table.prompts),
             "pair_accuracy": metrics.pair_accuracy(*rewards(table, one), within, "half"),
         }
         rows.append(
@@ -257,82 +370,6 @@ def _by_quantile(table: Table, one: Predicted, counts_RP: np.ndarray) -> list[di
                 "responses": int(chosen.sum()),
                 "pairs": int((table.reward_B[within.first_M] != table.reward_B[within.second_M]).sum()),
             }
-            | {key: _as_dict(metrics.estimate(s, counts_RP)) for key, s in statistics.items()}
+            | {key: metrics.estimate(s, counts_RP).as_dict() for key, s in statistics.items()}
         )
     return rows
-
-
-def _by_tag(
-    records: Sequence[JudgedResponse], table: Table, model: Predicted, counts_RP: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Verdict-level agreement on each tag; a criterion with several tags counts under each."""
-    tags = [set(criterion.tags) or {UNTAGGED} for record in records for criterion in record.rubric.criteria]
-    known = [found for found, is_known in zip(tags, table.known_N, strict=True) if is_known]
-    found: dict[str, dict[str, Any]] = {}
-    for tag in sorted(set().union(*known)):
-        chosen = np.array([tag in has for has in known])
-        found[tag] = _breakdown(table, model, chosen, counts_RP)
-    return found
-
-
-def _by_generator(
-    records: Sequence[JudgedResponse], table: Table, model: Predicted, counts_RP: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Agreement on the responses of each generator, with how much more reward the model gives it than the judge."""
-    writer = np.array([record.generator for record in records])
-    writer_N = np.repeat(writer, [len(record.rubric.criteria) for record in records])[table.known_N]
-    writer_B = writer[table.rewarded_B]
-    found: dict[str, dict[str, Any]] = {}
-    for name in sorted(set(writer_N.tolist())):
-        chosen = writer_B == name
-        gap = metrics.mean((model.reward_B - table.reward_B)[chosen], table.prompt_B[chosen], table.prompts)
-        gold = metrics.mean(table.reward_B[chosen], table.prompt_B[chosen], table.prompts)
-        found[name] = (
-            {"responses": int((writer == name).sum())}
-            | _breakdown(table, model, writer_N == name, counts_RP)
-            | {
-                "mean_reward": _as_dict(metrics.estimate(gold, counts_RP)),
-                "bias": _as_dict(metrics.estimate(gap, counts_RP)),
-            }
-        )
-    return found
-
-
-def _breakdown(table: Table, model: Predicted, chosen_N: np.ndarray, counts_RP: np.ndarray) -> dict[str, Any]:
-    statistics = criterion_statistics(table, model, chosen_N)
-    prompt_N = table.prompt_N[chosen_N]
-    shown = {
-        "mean_verdict": metrics.mean(table.gold_N[chosen_N], prompt_N, table.prompts),
-        "mean_predicted": metrics.mean(model.prob_N[chosen_N], prompt_N, table.prompts),
-    } | {key: statistics[key] for key in ("accuracy", "auroc", "brier")}
-    return {"verdicts": int(chosen_N.sum()), "prompts": len(np.unique(prompt_N))} | {
-        key: _as_dict(metrics.estimate(statistic, counts_RP)) for key, statistic in shown.items()
-    }
-
-
-def _disagreements(records: Sequence[JudgedResponse], probs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The verdicts the model is furthest from, at most one of a response, furthest first."""
-    found = []
-    for record, probs_K in zip(records, probs, strict=True):
-        gap_K = np.abs(np.asarray(record.values()) - probs_K)
-        if np.isnan(gap_K).all():
-            continue
-        place = int(np.nanargmax(gap_K))
-        criterion = record.rubric.criteria[place]
-        row = {
-            "prompt_id": record.prompt_id,
-            "response_id": record.response_id,
-            "criterion_id": criterion.id,
-            "generator": record.generator,
-            "prompt": record.prompt,
-            "response": record.response,
-            "criterion": criterion.text,
-            "judged": json_number(record.values()[place]),
-            "predicted": json_number(probs_K[place]),
-        }
-        found.append((-round(float(gap_K[place]), JSON_DECIMALS), record.prompt, record.response, row))
-    return [row for *_, row in sorted(found, key=lambda entry: entry[:3])[:DISAGREEMENTS]]
-
-
-def _as_dict(estimate: metrics.Estimate) -> dict[str, float | None]:
-    return {key: json_number(value) for key, value in asdict(estimate).items()}

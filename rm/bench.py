@@ -6,7 +6,7 @@ Letters as in `rm.snr`. X is 1 + resamples: the value first, then the value unde
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +15,6 @@ from rich.progress import track
 
 from rm import metrics, snr
 from rm.sides import Predicted, Table, check_predictions, criterion_statistics, pair_sets, rewards
-from rubric_data.files import json_number
 from rubric_data.pairs import Pairs
 from rubric_data.records import JudgedResponse
 
@@ -119,8 +118,7 @@ def last_of(runs: Sequence[Values], last: int) -> Values:
 
 def estimate(value_X: np.ndarray) -> dict[str, float | None]:
     """The value with its percentile interval, as JSON has it."""
-    found = metrics.with_interval(float(value_X[0]), value_X[1:])
-    return {key: json_number(value) for key, value in asdict(found).items()}
+    return metrics.with_interval(float(value_X[0]), value_X[1:]).as_dict()
 
 
 def signal_noise(value_XRC: np.ndarray) -> dict[str, Any]:

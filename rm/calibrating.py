@@ -27,7 +27,6 @@ from rubric_data.reward import rubric_reward
 from rubric_data.split import of_split
 
 PLOT = "calibration.png"
-_BINS = 10
 
 
 def run_calibrate(config: CalibrateConfig) -> dict[str, Any]:
@@ -297,8 +296,10 @@ def _draw_reliability(ax: Any, fitted: Fitted) -> None:
         ("before", fitted.before_N, "tab:orange"),
         (f"after: {fitted.report['chosen']['name']}", fitted.after_N, "tab:blue"),
     ):
-        points = metrics.reliability_curve(fitted.gold_N, prob_N, _BINS)
-        ax.plot([p.predicted for p in points], [p.judged for p in points], marker="o", color=colour, label=label)
+        bin_N, together_N = metrics.equal_mass_bins(prob_N, metrics.RELIABILITY_BINS), np.zeros(len(prob_N), int)
+        curve = metrics.reliability_curve(fitted.gold_N, prob_N, together_N, 1, bin_N)
+        places, heights = ([metrics.value(getattr(one, side)) for one in curve] for side in ("predicted", "judged"))
+        ax.plot(places, heights, marker="o", color=colour, label=label)
     ax.set(xlabel="mean predicted probability", ylabel="mean verdict of the judge", title="verdicts, held-out prompts")
     ax.legend(loc="upper left", fontsize=8)
 

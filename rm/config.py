@@ -74,6 +74,9 @@ class AuditConfig:
     tail: float = 0.25  # top share of each prompt's responses, by the judge
     bootstrap: int = 1000  # resamples of prompts for the intervals
     zero_shot: bool = True  # also run the untrained backbone, the costliest baseline
+    others: list[str] | None = None  # [NAME=PATH,...] beside it: models, files of scores; the first face to face
+    artefacts: bool = False  # also score swapped rubrics and edited responses: about six times the model's own work
+    ledger: str | None = None  # with the judge's votes, for its own agreement; unset: ledger.sqlite beside the data
     tokens_per_batch: int = 16_384  # packed tokens in one forward pass
     seed: int = 0  # of the resamples
 

@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import softmax, xlogy
 from scipy.stats import rankdata
 
-from rm.metrics import LEVEL, Ratio, Statistic
+from rm.metrics import LEVEL, Ratio, Statistic, best_of_n_weights
 from rubric_data.files import JSON_DECIMALS, json_number
 from rubric_data.pairs import REWARD_DECIMALS
 
@@ -129,24 +129,6 @@ def reweight(gold_N: np.ndarray, proxy_N: np.ndarray, betas_T: np.ndarray) -> di
         "kl": np.maximum(xlogy(weight_TN, samples * weight_TN).sum(1), 0),
         "effective_samples": 1 / (weight_TN**2).sum(1),
     }
-
-
-def best_of_n_weights(proxy_N: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:
-    """The chance that each of N samples is the best by proxy in a random subset of n of them, (S, N).
-
-    Equal proxies share the choice evenly. Weighting by it is the mean over all subsets, an unbiased estimate of what
-    best-of-n earns. ``sizes`` are integers in 1..N.
-    """
-    samples = len(proxy_N)
-    drawn = np.arange(sizes_S.max())
-
-    def within(count_N: np.ndarray) -> np.ndarray:
-        """The chance that all n lie among the ``count`` lowest: C(count, n) / C(N, n), without the binomials."""
-        factors = np.maximum(count_N[:, None] - drawn, 0) / (samples - drawn)
-        return np.cumprod(factors, axis=1)[:, sizes_S - 1].T
-
-    below_N, upto_N = rankdata(proxy_N, "min") - 1, rankdata(proxy_N, "max")
-    return (within(upto_N) - within(below_N)) / (upto_N - below_N)
 
 
 def best_of_n_kl(sizes_S: np.ndarray, mass_K: np.ndarray, atom_K: np.ndarray | bool = True) -> np.ndarray:

@@ -133,7 +133,7 @@ def _units(
         sides = (at_N[choosing_N[at_N]], at_N[~choosing_N[at_N]])
         return all(len(np.unique(table.prompt_N[side])) >= min_prompts for side in sides)
 
-    labelled = labels(records, table.known_N)
+    labelled = labels(records, table)
     for kind in ("criterion", "tag"):
         name_N = [", ".join(names) for names in labelled[kind]]
         found = members([(name,) for name in name_N])

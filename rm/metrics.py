@@ -12,16 +12,18 @@ hold integers in 0..P-1. Gold is the judge's, in [0, 1] and never NaN here: mask
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from scipy import stats
 
+from rubric_data.files import json_number
 from rubric_data.pairs import Pairs, orders
 
 THRESHOLD = 0.5  # above: met; below: not met; exactly there: undecided
 LEVEL = 0.95  # of every interval
+RELIABILITY_BINS = 10
 _CLIP = 1e-6  # probabilities are kept this far from 0 and 1 in the log-loss
 
 TieRule = Literal["half", "wrong", "excluded"]
@@ -35,6 +37,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """As JSON has it: rounded, null where undefined."""
+        return {key: json_number(number) for key, number in asdict(self).items()}
 
 
 class Statistic(Protocol):
@@ -81,6 +87,23 @@ class CalibrationError:
 
     def at(self, counts_RP: np.ndarray) -> np.ndarray:
         return _divide(np.abs(counts_RP @ self.gap_PQ).sum(-1), counts_RP @ self.count_P)
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa with quadratic weights (1968).
+
+    ``sums_P6``: of each prompt the number of answers, the sums of both sides' answers, of their squares, and of the
+    squared differences.
+    """
+
+    sums_P6: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        count, first, second, first_squared, second_squared, gap = (counts_RP @ self.sums_P6).T
+        by_chance = count * (first_squared + second_squared) - 2 * first * second
+        by_chance[by_chance < 1e-9 * count**2] = 0  # one and the same answer throughout, but for rounding
+        return 1 - _divide(count * gap, by_chance)
 
 
 def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
@@ -149,10 +172,42 @@ def auroc(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts:
     return Auroc(wins, _per_prompt(met, prompt_N, prompts), _per_prompt(unmet, prompt_N, prompts))
 
 
+def nearest_answer(value_N: np.ndarray, levels_N: np.ndarray) -> np.ndarray:
+    """Each value as an answer on its criterion's scale of so many levels (2: no and yes), (N,) in [0, 1].
+
+    Halfway between two answers it stays halfway.
+    """
+    place_N = value_N * (levels_N - 1)
+    return (np.floor(place_N + 0.5) + np.ceil(place_N - 0.5)) / 2 / (levels_N - 1)
+
+
+def is_answer(value_N: np.ndarray, levels_N: np.ndarray) -> np.ndarray:
+    """Whether a value has one nearest answer, and is not halfway between two, (N,) bool."""
+    place_N = value_N * (levels_N - 1)
+    return np.floor(place_N + 0.5) == np.ceil(place_N - 0.5)
+
+
+def kappa(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, levels_N: np.ndarray) -> Kappa:
+    """Cohen's kappa of the `nearest_answer` of both sides, with quadratic weights; on yes/no answers the plain kappa.
+
+    Verdicts halfway between two answers are left out; a prediction there stays there. Undefined if both sides give one
+    and the same answer throughout.
+    """
+    decided = is_answer(gold_N, levels_N)
+    first, second = (nearest_answer(side, levels_N)[decided] for side in (gold_N, prob_N))
+    columns = (np.ones(len(first)), first, second, first**2, second**2, (first - second) ** 2)
+    return Kappa(np.column_stack([_per_prompt(column, prompt_N[decided], prompts) for column in columns]))
+
+
 def equal_mass_bins(value_N: np.ndarray, bins: int) -> np.ndarray:
     """The bin of each value, (N,) in 0..bins-1: bins hold equally many values, and equal values share a bin."""
     midrank = stats.rankdata(value_N) - 0.5  # of tied values the middle one, so that order plays no part
     return np.floor(midrank * bins / max(len(value_N), 1)).astype(int)
+
+
+def equal_width_bins(prob_N: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each probability, (N,) in 0..bins-1: equal parts of [0, 1], a bound to the upper."""
+    return np.minimum(np.floor(prob_N * bins), bins - 1).astype(int)
 
 
 def calibration_error(
@@ -165,19 +220,44 @@ def calibration_error(
 
 
 @dataclass(frozen=True)
-class ReliabilityPoint:
-    """One bin of the reliability curve: mean prediction against mean verdict of ``count`` verdicts."""
+class ReliabilityBin:
+    """One bin of a reliability curve: mean prediction against mean verdict of ``count`` verdicts.
+
+    ``low`` and ``high`` are its smallest and largest prediction.
+    """
 
     count: int
-    predicted: float
-    judged: float
+    low: float
+    high: float
+    predicted: Ratio
+    judged: Ratio
 
 
-def reliability_curve(gold_N: np.ndarray, prob_N: np.ndarray, bins: int) -> list[ReliabilityPoint]:
-    """The reliability curve over equal-mass bins of the prediction, empty bins left out."""
-    bin_N = equal_mass_bins(prob_N, bins)
-    members = (bin_N == index for index in np.unique(bin_N))
-    return [ReliabilityPoint(int(m.sum()), float(prob_N[m].mean()), float(gold_N[m].mean())) for m in members]
+def reliability_curve(
+    gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, bin_N: np.ndarray
+) -> list[ReliabilityBin]:
+    """The reliability curve over bins of the prediction, which stay put over resamples; empty ones are left out."""
+    found = []
+    for members in (bin_N == index for index in np.unique(bin_N)):
+        prob, prompt = prob_N[members], prompt_N[members]
+        sides = mean(prob, prompt, prompts), mean(gold_N[members], prompt, prompts)
+        found.append(ReliabilityBin(len(prob), float(prob.min()), float(prob.max()), *sides))
+    return found
+
+
+def verdict_statistics(
+    gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int, levels_N: np.ndarray
+) -> dict[str, Statistic]:
+    """What is said of any set of N verdicts, by its key in audit.json."""
+    sides = gold_N, prob_N, prompt_N, prompts
+    return {
+        "accuracy": accuracy(*sides),
+        "auroc": auroc(*sides),
+        "kappa": kappa(*sides, levels_N),
+        "brier": brier(*sides),
+        "log_loss": log_loss(*sides),
+        "ece": calibration_error(*sides, bins=RELIABILITY_BINS),
+    }
 
 
 # --- rewards within a prompt -----------------------------------------------------------------------------------------
@@ -239,6 +319,76 @@ def prediction_ties(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarra
 def judge_ties(gold_B: np.ndarray, prompt_B: np.ndarray, prompts: int, pairs: Pairs) -> Ratio:
     """Share of the pairs that the judge ties on."""
     return mean(orders(gold_B, pairs) == 0, prompt_B[pairs.first_M], prompts)
+
+
+def quantiles(value_B: np.ndarray, prompt_B: np.ndarray) -> np.ndarray:
+    """The quantile of each value among those of its prompt, (B,) in (0, 1): (rank - 1/2) / number, ties midway."""
+    found = np.empty(len(value_B))
+    for prompt in np.unique(prompt_B):
+        members = prompt_B == prompt
+        found[members] = (stats.rankdata(value_B[members]) - 0.5) / members.sum()
+    return found
+
+
+def among_best(value_B: np.ndarray, prompt_B: np.ndarray, k: int) -> np.ndarray:
+    """Chance of each response to be among the k of its prompt with the highest value, (B,) in [0, 1].
+
+    Responses that tie for the last places share them; of a prompt with k responses or fewer, all are.
+    """
+    found = np.ones(len(value_B))
+    for members in (np.flatnonzero(prompt_B == prompt) for prompt in np.unique(prompt_B)):
+        if len(members) > k:
+            value = value_B[members]
+            last = np.sort(value)[-k]
+            places = k - (value > last).sum()
+            found[members] = np.where(value == last, places / (value == last).sum(), value > last)
+    return found
+
+
+def precision_at(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, k: int) -> Ratio:
+    """Share of a prompt's k best by the prediction that are among its k best by the judge, averaged over prompts.
+
+    The judge's k best are joined by whatever ties with the last of them; of responses the prediction ties on, any is as
+    likely to be taken. A prompt counts if some of its responses are not among the judge's. A constant prediction has
+    the precision of chance.
+    """
+    relevant = among_best(gold_B, prompt_B, k) > 0
+    hits = _per_prompt(relevant * among_best(proxy_B, prompt_B, k), prompt_B, prompts) / k
+    counts = _per_prompt(~relevant, prompt_B, prompts) > 0
+    return Ratio(np.where(counts, hits, 0), counts.astype(float))
+
+
+def best_of_n_weights(proxy_N: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:
+    """The chance that each of N samples is the best by proxy in a random subset of n of them, (S, N).
+
+    Equal proxies share the choice evenly. Weighting by it is the mean over all subsets, an unbiased estimate of what
+    best-of-n earns. ``sizes`` are integers in 1..N.
+    """
+    samples = len(proxy_N)
+    drawn = np.arange(sizes_S.max())
+
+    def within(count_N: np.ndarray) -> np.ndarray:
+        """The chance that all n lie among the ``count`` lowest: C(count, n) / C(N, n), without the binomials."""
+        factors = np.maximum(count_N[:, None] - drawn, 0) / (samples - drawn)
+        return np.cumprod(factors, axis=1)[:, sizes_S - 1].T
+
+    below_N, upto_N = stats.rankdata(proxy_N, "min") - 1, stats.rankdata(proxy_N, "max")
+    return (within(upto_N) - within(below_N)) / (upto_N - below_N)
+
+
+def best_of_n_regret(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, n: int) -> Ratio:
+    """Expected gold lost by taking the best of n by the prediction and not by the judge, averaged over prompts.
+
+    A prompt counts if it has at least n responses.
+    """
+    total, defined = np.zeros(prompts), np.zeros(prompts)
+    for prompt in np.unique(prompt_B):
+        gold, proxy = gold_B[prompt_B == prompt], proxy_B[prompt_B == prompt]
+        if len(gold) >= n:
+            defined[prompt] = 1
+            by_gold, by_proxy = (best_of_n_weights(side, np.array([n]))[0] for side in (gold, proxy))
+            total[prompt] = gold @ by_gold - gold @ by_proxy
+    return Ratio(total, defined)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

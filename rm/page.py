@@ -5,6 +5,7 @@ A page asks nothing of the network: its style and its plots (SVG) are inline.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's font
     "svg.hashsalt": "rubric-rm",  # the same numbers give the same page
     "font.size": 10,
+    "text.parse_math": False,  # names are shown as they are, dollars too
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -49,13 +51,15 @@ def render(template: str, **shown: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "signed": signed, "clip": _clip, "bar": _bar}
+    environment.filters |= {"number": number, "percent": percent, "signed": signed, "clip": clip, "bar": _bar}
     return environment.get_template(template).render(**shown)
 
 
 def svg(name: str, draw: Callable[[Axes], None], *, width: float = 3.7, height: float = 3.3) -> Markup:
     """What ``draw`` draws, as inline SVG: scales with the page, takes its ink from the text colour. Size in inches."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # a letter that is not in this font is drawn by the reader's browser, in another
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()
@@ -87,16 +91,20 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:.3g}%"
 
 
-def short(value: float | None, digits: int) -> str:
+def short(value: float | None, digits: int, *, signed: bool = False) -> str:
     """``value`` without its leading zero."""
-    return UNDEFINED if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    sign = "+" if signed else ""
+    return UNDEFINED if value is None else re.sub(r"^([-+]?)0\.", r"\1.", f"{value:{sign}.{digits}f}")
 
 
-def with_interval(one: Mapping[str, float | None], digits: int = 3) -> str:
-    """An estimate as ``value [low high]``; its bounds have a decimal less."""
+def with_interval(one: Mapping[str, float | None] | None, digits: int = 3, *, signed: bool = False) -> str:
+    """An estimate as ``value [low high]``; its bounds have a decimal less. A dash where there is none."""
+    if one is None:
+        return UNDEFINED
     if one["low"] is None:
-        return short(one["value"], digits)
-    return f"{short(one['value'], digits)} [{short(one['low'], digits - 1)} {short(one['high'], digits - 1)}]"
+        return short(one["value"], digits, signed=signed)
+    low, high = (short(one[end], digits - 1, signed=signed) for end in ("low", "high"))
+    return f"{short(one['value'], digits, signed=signed)} [{low} {high}]"
 
 
 def _bar(value: float | None) -> float:
@@ -104,5 +112,6 @@ def _bar(value: float | None) -> float:
     return 0.0 if value is None else round(100 * max(2 * value - 1, 0), 1)
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= _CLIP else f"{text[:_CLIP]} … ({len(text) - _CLIP} more characters)"
+def clip(text: str, most: int = _CLIP) -> str:
+    """The first ``most`` characters of ``text``, and how many more there are."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most} more characters)"

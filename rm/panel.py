@@ -19,7 +19,7 @@ from rm.bench import METRICS, TITLES, Bench, Better, Run, Values, estimate, last
 from rm.config import SnrConfig
 from rm.interventions import averaging, continuous, filtering
 from rm.sides import require_unmasked
-from rm.slices import slices
+from rm.snr_slices import slices
 from rubric_data.errors import UserError
 from rubric_data.files import json_number, start_run, write_json, write_text
 from rubric_data.records import JudgedResponse, content_hash

@@ -14,9 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rm import page
-from rm.page import BLUE, DASHED, GREY, INK, ORANGE, number, short, svg, with_interval
+from rm.page import BLUE, DASHED, GREY, INK, ORANGE, clip, number, percent, short, signed, svg, with_interval
 
 _MODEL, _RAW = "model", "model (raw)"
+_CRITERIA, _LEAST_VERDICTS = 15, 10  # criteria shown on the page, and verdicts that one needs for it
+_GENERATORS = 12  # of the plot
+_NAME = 28  # characters of a name in a plot
 
 _HEADLINES = (
     ("Criterion AUROC", "criterion", "auroc", "a met verdict scored above an unmet one; chance is 0.5"),
@@ -24,6 +27,21 @@ _HEADLINES = (
     ("Pair accuracy", "reward", "pair_accuracy", "responses to one prompt put in the judge's order; chance is 0.5"),
     ("Pair accuracy in the tail", "reward", "tail_pair_accuracy", "the same, among the judge's favourites"),
 )
+
+# of two predictors side by side: what it is called, where it stands, and whether lower is better
+_VERSUS_ROWS = (
+    ("criterion AUROC", ("criterion", "auroc"), False),
+    ("criterion accuracy", ("criterion", "accuracy"), False),
+    ("kappa", ("criterion", "kappa"), False),
+    ("Brier", ("criterion", "brier"), True),
+    ("log-loss", ("criterion", "log_loss"), True),
+    ("ECE", ("criterion", "ece"), True),
+    ("Spearman", ("reward", "spearman"), False),
+    ("Kendall", ("reward", "kendall"), False),
+    ("pair accuracy", ("reward", "pair_accuracy"), False),
+    ("tail pair accuracy", ("reward", "tail_pair_accuracy"), False),
+)
+_IN_WORDS = ("criterion AUROC", "ECE", "pair accuracy", "tail pair accuracy")  # of these the verdict speaks
 
 _REWARD_ROWS = (
     ("mean absolute error, uncalibrated", "error", "raw"),
@@ -41,24 +59,35 @@ _REWARD_ROWS = (
 def render(result: dict[str, Any]) -> str:
     """The HTML page of an audit ``result``. Whatever its texts hold is escaped."""
     predictors = result["predictors"]
+    other = next(iter(result["others"]), None)
+    forest = {"width": 4.8, "height": max(2.6, 0.8 + 0.25 * len(predictors))}
     return page.render(
         "audit.html.jinja",
         audit=result,
         model=predictors[_MODEL],
-        best=_strongest_baseline(predictors),
-        turn=_turn_in_words(result["forecast"]),
+        verdict=_verdict(result),
+        other=other,
+        versus=_versus_rows(result, other) if other is not None else [],
         reward_rows=_reward_rows(result.get("reward_level")),
+        criteria=[(clip(row["criterion"], 200), row) for row in _worst_criteria(result["by_criterion"])],
+        regrets=_regrets(result),
+        lengths=[(f"{row['low']} to {row['high']}", row) for row in result["by_length"]],
+        novelty=[(f"{of}, {side}", row) for of, sides in result["by_novelty"].items() for side, row in sides.items()],
         headlines=[(title, _get(predictors[_MODEL], kind, key), hint) for title, kind, key, hint in _HEADLINES],
         plots={
-            "auroc": svg("auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), width=4.8, height=2.6),
-            "tail": svg(
-                "tail", lambda ax: _draw_forest(ax, predictors, "reward", "tail_pair_accuracy"), width=4.8, height=2.6
-            ),
-            "reliability": svg("reliability", lambda ax: _draw_reliability(ax, predictors)),
+            "auroc": svg("auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), **forest),
+            "tail": svg("tail", lambda ax: _draw_forest(ax, predictors, "reward", "tail_pair_accuracy"), **forest),
+            "reliability": svg("reliability", lambda ax: _draw_reliability(ax, predictors, "reliability", _RAW)),
+            "width": svg("width", lambda ax: _draw_reliability(ax, predictors, "reliability_by_width", _RAW)),
             "rewards": svg("rewards", lambda ax: _draw_rewards(ax, predictors)),
             "pairs": svg("pairs", lambda ax: _draw_pairs(ax, predictors[_MODEL]["reward"]["by_quantile"])),
+            "tops": svg("tops", lambda ax: _draw_tops(ax, predictors, _RAW)),
         }
-        | _forecast_plots(result["forecast"]),
+        | _regret_plots("regret", result, _strongest_baseline(result, "reward", "pair_accuracy"))
+        | _generator_plots(result["by_generator"])
+        | (_versus_plots(result, other) if other is not None else {})
+        | _forecast_plots(result["forecast"])
+        | _edit_plots(result.get("artefacts")),
     )
 
 
@@ -72,7 +101,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     if result["masked"]:
         title += f" ({result['masked']} masked)"
     caption = f"[low high]: {result['level']:.0%} interval, {result['bootstrap']} resamples of prompts"
-    caption += f"\n{_turn_in_words(result['forecast'])}"
+    caption += "".join(f"\n{said}" for said in [_turn_in_words(result["forecast"]), *_beside_all(result)])
     table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("predictor")
     for column in ("accuracy", "AUROC", "Brier", "Spearman", "tail pair acc."):
@@ -111,14 +140,126 @@ def _turn_in_words(forecast: dict[str, Any]) -> str:
     return f"Whether gold, the judge's reward, turns up to {reach}, cannot be said of {prompts} prompts{seen}."
 
 
-def _strongest_baseline(predictors: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The name and AUROC of the predictor, other than the model, with the highest defined AUROC."""
-    rivals = {
-        name: one["criterion"]["auroc"]
-        for name, one in predictors.items()
-        if name not in (_MODEL, _RAW) and one["criterion"]["auroc"]["value"] is not None
-    }
-    return max(rivals.items(), key=lambda item: item[1]["value"]) if rivals else None
+def _strongest_baseline(result: dict[str, Any], kind: str, key: str) -> str | None:
+    """The baseline with the highest defined number of that name."""
+    value = {name: _get(one, kind, key)["value"] for name, one in result["predictors"].items()}
+    rivals = [name for name in value if name not in (_MODEL, _RAW, *result["others"]) and value[name] is not None]
+    return max(rivals, key=lambda name: value[name], default=None)
+
+
+# --- the verdict in words --------------------------------------------------------------------------------------------
+
+
+def _verdict(result: dict[str, Any]) -> list[str]:
+    """What the audit says, a sentence each: beside the baselines, in the tail, calibrated, optimised, beside others."""
+    ours = result["predictors"][_MODEL]
+    said = []
+    auroc, best = ours["criterion"]["auroc"], _strongest_baseline(result, "criterion", "auroc")
+    if auroc["value"] is not None and best is not None:
+        theirs = result["predictors"][best]["criterion"]["auroc"]["value"]
+        gap = result["model_minus"][best]["auroc"]
+        numbers = f"AUROC {number(auroc['value'])} against {number(theirs)}, {_gap(gap)}"
+        said.append(f"It tells met from unmet criteria {_than(gap)} the strongest baseline, {best}: {numbers}.")
+    tail = ours["reward"]["tail_pair_accuracy"]["half"]
+    if tail["value"] is not None:
+        from_chance = {key: None if tail[key] is None else tail[key] - 0.5 for key in ("value", "low", "high")}
+        share = f"{percent(tail['value'])}{_percents(tail)} of the pairs"
+        among = f"Among each prompt's top {percent(result['tail'])} by the judge"
+        said.append(f"{among} it puts {share} in the judge's order: {_than(from_chance)} chance.")
+    ece = ours["criterion"]["ece"]
+    said.append(f"Its probabilities are {number(100 * ece['value'], 1)} points off on average{_ends(ece, 100)} (ECE).")
+    said.append(_turn_in_words(result["forecast"]))
+    return said + _beside_all(result)
+
+
+def _beside(result: dict[str, Any], name: str) -> str:
+    """Where the model is ahead of another predictor, where behind, and where the two cannot be told apart."""
+    found: dict[str, list[str]] = {"ahead": [], "behind": [], "": []}
+    for row in _versus_rows(result, name):
+        if row["title"] in _IN_WORDS and row["minus"]["value"] is not None:
+            found[row["side"]].append(f"{row['title']} ({_gap(row['minus'])})")
+    parts = [f"the model is {side} in {_list(found[side])}" for side in ("ahead", "behind") if found[side]]
+    parts += [f"the two cannot be told apart in {_list(found[''])}"] if found[""] else []
+    return f"Beside {name}, {'; '.join(parts) or 'nothing can be compared'}."
+
+
+def _beside_all(result: dict[str, Any]) -> list[str]:
+    return [_beside(result, name) for name in result["others"]]
+
+
+def _list(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
+def _side(gap: dict[str, Any], lower_is_better: bool = False) -> str:
+    """Whether a difference says "ahead" or "behind"; "" where its interval holds zero, or there is none."""
+    if gap["low"] is None or gap["low"] <= 0 <= gap["high"]:
+        return ""
+    return "ahead" if (gap["low"] > 0) != lower_is_better else "behind"
+
+
+def _than(gap: dict[str, Any]) -> str:
+    return {"ahead": "better than", "behind": "worse than", "": "not measurably better than"}[_side(gap)]
+
+
+def _gap(gap: dict[str, Any]) -> str:
+    ends = "" if gap["low"] is None else f" [{signed(gap['low'])}, {signed(gap['high'])}]"
+    return f"{signed(gap['value'])}{ends}"
+
+
+def _ends(one: dict[str, Any], scale: float) -> str:
+    return "" if one["low"] is None else f" [{number(scale * one['low'], 1)}, {number(scale * one['high'], 1)}]"
+
+
+def _percents(one: dict[str, Any]) -> str:
+    return "" if one["low"] is None else f" [{percent(one['low'])}, {percent(one['high'])}]"
+
+
+def _versus_rows(result: dict[str, Any], other: str) -> list[dict[str, Any]]:
+    """The model and another predictor side by side, a measure a row; what "model minus other" says of it."""
+    pair, minus = (result["predictors"][_MODEL], result["predictors"][other]), result["model_minus"][other]
+    rows = [(title, *(_get(one, *at) for one in pair), minus[at[1]], lower) for title, at, lower in _VERSUS_ROWS]
+    for kind, title, lower in (("precision", "precision at", False), ("regret", "regret of the best of", True)):
+        sizes = [key for key, found in result["selection"][kind].items() if found["prompts"]]
+        rows += [(f"{title} {n}", *(one["reward"][kind][n] for one in pair), minus[kind][n], lower) for n in sizes]
+    return [
+        {"title": title, "ours": ours, "theirs": theirs, "minus": gap, "side": _side(gap, lower), "lower": lower}
+        for title, ours, theirs, gap, lower in rows
+    ]
+
+
+def _worst_criteria(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The criteria with the lowest AUROC, among those with enough verdicts to have one worth looking at."""
+    known = [row for row in rows if row["auroc"]["value"] is not None and row["verdicts"] >= _LEAST_VERDICTS]
+    return sorted(known, key=lambda row: row["auroc"]["value"])[:_CRITERIA]
+
+
+def artefact_table(result: dict[str, Any]) -> Table:
+    """What the edits and the rubric swap did, for a terminal of 80 columns."""
+    found = result["artefacts"]
+    caption = _swap_line(found["swap"]) if found["swap"] else "no rubric swap: all responses have the same rubric"
+    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+    table = Table(title="edits that make no response better", caption=Text(caption), **layout)
+    table.add_column("edit")
+    for column in ("proxy", "gold", "proxy rises", "exploited"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in found["edits"].items():
+        judged = row["judged"]
+        gold, exploited = (judged["gold_change"], judged["exploited"]) if judged else (None, None)
+        cells = (with_interval(row["proxy_change"], signed=True), with_interval(gold, signed=True))
+        shares = (percent(row["raised"]["value"]), percent(exploited["value"] if exploited else None))
+        table.add_row(Text(name), *map(Text, (*cells, *shares)))
+    return table
+
+
+def _swap_line(swap: dict[str, Any]) -> str:
+    line = f"under another rubric the proxy goes from {short(swap['proxy_own']['value'], 3)}"
+    line += f" to {short(swap['proxy_swapped']['value'], 3)}"
+    if judged := swap["judged"]:
+        line += f", gold from {short(judged['gold_own']['value'], 3)}"
+        line += f" to {short(judged['gold_swapped']['value'], 3)};"
+        line += f" where gold moves the proxy follows on {percent(judged['follows']['value'])}"
+    return line
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
@@ -134,19 +275,19 @@ def _draw_forest(ax: Axes, predictors: dict[str, Any], kind: str, key: str) -> N
         ax.plot(one["value"], height, "o", color=colour, markersize=6)
         ax.annotate(f"{one['value']:.3f}", (1.02, height), xycoords=("axes fraction", "data"), va="center")
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
-    ax.set_yticks(range(len(names)), list(reversed(names)))
+    ax.set_yticks(range(len(names)), [_cut(name) for name in reversed(names)])
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
 
-def _draw_reliability(ax: Axes, predictors: dict[str, Any]) -> None:
+def _draw_reliability(ax: Axes, predictors: dict[str, Any], key: str, beside: str) -> None:
     _diagonal(ax)
-    for name, colour, marker in ((_RAW, ORANGE, "s"), (_MODEL, BLUE, "o")):
+    for name, colour, marker in ((beside, ORANGE, "s"), (_MODEL, BLUE, "o")):
         if name in predictors:
-            points = predictors[name]["criterion"]["reliability"]
-            x, y = [p["predicted"] for p in points], [p["judged"] for p in points]
-            ax.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.4, label=name)
+            points = predictors[name]["criterion"][key]
+            places = np.array([point["predicted"]["value"] for point in points])
+            _with_bars(ax, places, [point["judged"] for point in points], colour, marker, name)
     ax.set(xlabel="mean predicted probability", ylabel="mean verdict of the judge")
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     ax.legend(loc="upper left")
@@ -178,6 +319,112 @@ def _draw_pairs(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
         ax.annotate(f"{row['pairs']} pairs", (place, 0.02), ha="center", va="bottom", fontsize=7, color=GREY)
     _bin_axis(ax, rows)
     ax.set(ylabel="pair accuracy", ylim=(0, 1.03))
+
+
+def _draw_tops(ax: Axes, predictors: dict[str, Any], beside: str) -> None:
+    ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
+    tops = list(predictors[_MODEL]["reward"]["top_pair_accuracy"])
+    for name, colour, marker, shift in ((beside, ORANGE, "s", 0.06), (_MODEL, BLUE, "o", -0.06)):
+        if name in predictors:
+            reward = predictors[name]["reward"]
+            found = [*(reward["top_pair_accuracy"][top]["half"] for top in tops), reward["pair_accuracy"]["half"]]
+            _with_defined(ax, np.arange(len(found)) + shift, found, colour, marker, name)
+    ax.set_xticks(range(len(tops) + 1), [*(f"top {top}" for top in tops), "all"])
+    ax.set(ylabel="pair accuracy", ylim=(0, 1.03), xlim=(-0.5, len(tops) + 0.5))
+    _legend(ax, "lower right")
+
+
+def _generator_plots(rows: dict[str, Any]) -> dict[str, Markup]:
+    """The bias of the generators with most responses; none without rewards."""
+    known = {name: row for name, row in rows.items() if row["bias"]["value"] is not None}
+    names = sorted(known, key=lambda name: -known[name]["responses"])[:_GENERATORS]
+    shown = {name: known[name]["bias"] for name in sorted(names)}
+    height = 0.9 + 0.25 * len(shown)
+    return (
+        {"generators": svg("generators", lambda ax: _draw_bias(ax, shown), width=4.8, height=height)} if shown else {}
+    )
+
+
+def _draw_bias(ax: Axes, biases: dict[str, dict[str, Any]]) -> None:
+    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
+    for height, one in enumerate(reversed(biases.values())):
+        if one["low"] is not None:
+            ax.plot([one["low"], one["high"]], [height, height], color=BLUE, linewidth=2, solid_capstyle="round")
+        ax.plot(one["value"], height, "o", color=BLUE, markersize=6)
+    ax.set_yticks(range(len(biases)), [_cut(name) for name in reversed(biases)])
+    ax.set(xlabel="model's reward minus the judge's", ylim=(-0.6, len(biases) - 0.4))
+    ax.tick_params(axis="y", length=0)
+
+
+def _regrets(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sizes of best-of-n that some prompt has the responses for."""
+    return {n: found for n, found in result["selection"]["regret"].items() if found["prompts"]}
+
+
+def _regret_plots(name: str, result: dict[str, Any], beside: str | None) -> dict[str, Markup]:
+    return {name: svg(name, lambda ax: _draw_regret(ax, result, beside))} if _regrets(result) else {}
+
+
+def _versus_plots(result: dict[str, Any], other: str) -> dict[str, Markup]:
+    """The plots of the model and another predictor; reliability only of one that answers criteria."""
+    predictors = result["predictors"]
+    plots = {"versus_tops": svg("versus_tops", lambda ax: _draw_tops(ax, predictors, other))}
+    if result["others"][other]["answers"]:
+        key = "versus_reliability"
+        plots[key] = svg(key, lambda ax: _draw_reliability(ax, predictors, "reliability", other))
+    return plots | _regret_plots("versus_regret", result, other)
+
+
+def _draw_regret(ax: Axes, result: dict[str, Any], beside: str | None) -> None:
+    by_chance = {n: row["by_chance"] for n, row in _regrets(result).items()}
+    rows = [("by chance", by_chance, GREY, ".", 0.0)]
+    for name, colour, marker, shift in ((beside, ORANGE, "s", 0.05), (_MODEL, BLUE, "o", -0.05)):
+        if name is not None:
+            rows.append((name, result["predictors"][name]["reward"]["regret"], colour, marker, shift))
+    for name, found, colour, marker, shift in rows:
+        _with_defined(ax, np.arange(len(by_chance)) + shift, [found[n] for n in by_chance], colour, marker, name)
+    ax.set_xticks(range(len(by_chance)), list(by_chance))
+    ax.set(xlabel="best of n", ylabel="judge's reward lost", xlim=(-0.5, len(by_chance) - 0.5))
+    ax.set_ylim(bottom=0)
+    _legend(ax, "upper left")
+
+
+def _edit_plots(found: dict[str, Any] | None) -> dict[str, Markup]:
+    if found is None:
+        return {}
+    return {"edits": svg("edits", lambda ax: _draw_edits(ax, found["edits"]), width=4.8, height=2.6)}
+
+
+def _draw_edits(ax: Axes, edits: dict[str, Any]) -> None:
+    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
+    for height, row in enumerate(reversed(edits.values())):
+        sides = [("model", row["proxy_change"], BLUE, "o", 0.12)]
+        if row["judged"]:
+            sides = [
+                ("model", row["judged"]["proxy_change"], BLUE, "o", 0.12),
+                ("judge", row["judged"]["gold_change"], INK, "D", -0.12),
+            ]
+        for name, one, colour, marker, shift in sides:
+            if one["low"] is not None:
+                ax.plot([one["low"], one["high"]], [height + shift] * 2, color=colour, linewidth=1.6, alpha=0.7)
+            ax.plot(one["value"], height + shift, marker, color=colour, markersize=5, label=None if height else name)
+    ax.set_yticks(range(len(edits)), list(reversed(edits)))
+    ax.set(xlabel="change of the mean reward", ylim=(-0.6, len(edits) - 0.4))
+    ax.tick_params(axis="y", length=0)
+    _legend(ax, "best")
+
+
+def _with_defined(
+    ax: Axes, x: np.ndarray, estimates: Sequence[dict[str, Any]], colour: str, marker: str, name: str
+) -> None:
+    """`_with_bars` of what is defined."""
+    defined = [place for place, one in enumerate(estimates) if one["value"] is not None]
+    _with_bars(ax, x[defined], [estimates[place] for place in defined], colour, marker, name)
+
+
+def _legend(ax: Axes, place: str) -> None:
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc=place)
 
 
 def _forecast_plots(forecast: dict[str, Any]) -> dict[str, Markup]:
@@ -240,10 +487,16 @@ def _with_bars(
     for place, one in zip(x, estimates, strict=True):
         if one["low"] is not None:
             ax.plot([place, place], [one["low"], one["high"]], color=colour, linewidth=1.4, alpha=0.6)
-    style = "-" if line else "none"
+    style, label = "-" if line else "none", _cut(name)
     ax.plot(
-        x, [one["value"] for one in estimates], color=colour, marker=marker, markersize=5, linestyle=style, label=name
+        x, [one["value"] for one in estimates], color=colour, marker=marker, markersize=5, linestyle=style, label=label
     )
+
+
+def _cut(name: str) -> str:
+    """A name as a plot has room for it."""
+    shown = name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+    return f" {shown}" if shown.startswith("_") else shown  # a legend passes over labels that begin so
 
 
 def _bin_axis(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:

@@ -9,11 +9,10 @@ integer for each prompt.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from rm import conformal, metrics, monotone
 from rm.forecast import optimal_beta
@@ -150,25 +149,17 @@ def tail_weights(proxy_B: np.ndarray, prompt_B: np.ndarray, beta: float) -> np.n
     u is the response's quantile among those to its prompt, by the proxy: (rank - 1/2) / number, ties at their middle
     rank. A prompt with few responses says little of the tail, and counts little.
     """
-    quantile_B = _quantiles(proxy_B, prompt_B)
+    quantile_B = metrics.quantiles(proxy_B, prompt_B)
     return np.maximum(np.exp((quantile_B - quantile_B.max(initial=0.0)) / beta), _LEAST_WEIGHT)
 
 
 def draw_chances(proxy_B: np.ndarray, prompt_B: np.ndarray, beta: float) -> np.ndarray:
     """The chance with which that policy draws each response from those to its prompt, (B,); 1 in all for a prompt."""
-    quantile_B, place_B = _quantiles(proxy_B, prompt_B), np.unique(prompt_B, return_inverse=True)[1]
+    quantile_B, place_B = metrics.quantiles(proxy_B, prompt_B), np.unique(prompt_B, return_inverse=True)[1]
     top_P = np.zeros(place_B.max(initial=-1) + 1)
     np.maximum.at(top_P, place_B, quantile_B)
     weight_B = np.exp((quantile_B - top_P[place_B]) / beta)
     return weight_B / np.bincount(place_B, weight_B)[place_B]
-
-
-def _quantiles(proxy_B: np.ndarray, prompt_B: np.ndarray) -> np.ndarray:
-    quantile_B = np.empty(len(proxy_B))
-    for prompt in np.unique(prompt_B):
-        members = prompt_B == prompt
-        quantile_B[members] = (rankdata(proxy_B[members]) - 0.5) / members.sum()
-    return quantile_B
 
 
 # --- uncertainty scales ----------------------------------------------------------------------------------------------
@@ -452,7 +443,7 @@ def measure(
         for name, weight_B in weight.items():
             share, prompt = weight_B[place], prompt_B[place]
             sums = (np.bincount(prompt, part, minlength=len(texts)) for part in (share * value, share))
-            found[name] = _as_dict(metrics.estimate(metrics.Ratio(*sums), counts_RP))
+            found[name] = metrics.estimate(metrics.Ratio(*sums), counts_RP).as_dict()
         return found
 
     each = np.arange(len(records))
@@ -484,10 +475,6 @@ def measure(
             "lower_bound": by_slice(predicted["calibrated"] - lower, each),
         },
     }
-
-
-def _as_dict(estimate: metrics.Estimate) -> dict[str, float | None]:
-    return {key: json_number(value) for key, value in asdict(estimate).items()}
 
 
 def _within(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -1,6 +1,10 @@
-"""Files of scores, both ways: one row a response with P(met) of its criteria, as `rubric-rm score` writes them."""
+"""Files of scores, both ways: one row a response with P(met) of its criteria, as `rubric-rm score` writes them.
+
+Predictors from elsewhere write them too; of one that answers no criteria a row holds the reward alone.
+"""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rm.sides import Answers
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path
 from rubric_data.records import JudgedResponse
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from rm.scorer import Scored
 
 SUFFIXES = (".jsonl", ".parquet")
+_READ = ["prompt_id", "response_id", "reward", "criteria"]
 
 
 def write_scores(path: str | Path, records: Sequence[JudgedResponse], scored: Sequence["Scored"]) -> None:
@@ -73,19 +79,52 @@ def read_scores(path: str | Path, records: Sequence[JudgedResponse]) -> list[np.
     criterion is missing or there twice, if a probability lies outside [0, 1], or if code gave it and not the model.
     """
     path = Path(path)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    return [_probabilities(_where(path, record), record, row) for record, row in _found(path, records)]
+
+
+def read_any_scores(path: str | Path, records: Sequence[JudgedResponse]) -> Answers:
+    """`read_scores`, or where no row has criteria (null, or none) the rewards alone, (R,).
+
+    Raises UserError as `read_scores`, if some rows have criteria and some have not, or if a reward is not finite.
+    """
+    path = Path(path)
+    found = _found(path, records)
+    if any(row["criteria"] for _, row in found):
+        for record, row in found:
+            if not row["criteria"]:
+                raise UserError(f"{_where(path, record)} has no criteria, and others have; score all of them alike")
+        return [_probabilities(_where(path, record), record, row) for record, row in found]
+    for record, row in found:
+        reward = row.get("reward")
+        if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
+            raise UserError(f"{_where(path, record)} has neither criteria nor a finite reward; score it again")
+    return np.array([row["reward"] for _, row in found], float)
+
+
+def _where(path: Path, record: JudgedResponse) -> str:
+    return f"{path}: response {record.response_id!r} of prompt {record.prompt_id!r}"
+
+
+def _found(path: Path, records: Sequence[JudgedResponse]) -> list[tuple[JudgedResponse, dict[str, Any]]]:
+    """Each record with its row."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in _rows(path):
         key = row["prompt_id"], row["response_id"]
-        if key in found:
+        if key in rows:
             raise UserError(f"{path}: response {key[1]!r} of prompt {key[0]!r} stands there twice; remove one")
-        found[key] = row["criteria"]
-    return [_probabilities(path, record, found) for record in records]
+        rows[key] = row
+    for record in records:
+        if (record.prompt_id, record.response_id) not in rows:
+            raise UserError(f"{_where(path, record)} is missing; score the file that is read here")
+    return [(record, rows[record.prompt_id, record.response_id]) for record in records]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         if path.suffix == ".parquet":
-            rows = pq.read_table(path, columns=["prompt_id", "response_id", "criteria"]).to_pylist()
+            with pq.ParquetFile(path) as file:
+                there = [name for name in _READ if name in file.schema_arrow.names]
+                rows = file.read(there).to_pylist()
         else:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -95,13 +134,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _probabilities(
-    path: Path, record: JudgedResponse, found: dict[tuple[str, str], list[dict[str, Any]]]
-) -> np.ndarray:
-    where = f"{path}: response {record.response_id!r} of prompt {record.prompt_id!r}"
-    if (record.prompt_id, record.response_id) not in found:
-        raise UserError(f"{where} is missing; score the file that is read here")
-    criteria = found[record.prompt_id, record.response_id]
+def _probabilities(where: str, record: JudgedResponse, row: dict[str, Any]) -> np.ndarray:
+    criteria = row["criteria"] or []
+    if not all(isinstance(one, dict) and {"criterion_id", "probability"} <= one.keys() for one in criteria):
+        raise UserError(f"{where}: a criterion lacks criterion_id or probability; write it again with `score`")
     if any(criterion.get("by_code") for criterion in criteria):
         raise UserError(f"{where} has answers by code, which say nothing of a model; score with --use_verifiers false")
     by_id = {criterion["criterion_id"]: criterion["probability"] for criterion in criteria}

@@ -12,11 +12,12 @@ import numpy as np
 from rm import metrics
 from rubric_data.errors import UserError
 from rubric_data.pairs import REWARD_DECIMALS, Pairs, same_prompt_pairs
-from rubric_data.records import JudgedResponse
+from rubric_data.records import Criterion, JudgedResponse
 from rubric_data.reward import rubric_reward
 
-RELIABILITY_BINS = 10
-UNTAGGED = "(no tag)"
+# A predictor's: P(met) of the K criteria of every record, (K,) each; or, of one that answers no criteria, a reward for
+# every record, (R,), which may be any real number and only ranks.
+Answers = Sequence[np.ndarray] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,29 @@ class Table:
     known_N: np.ndarray  # over every verdict, masked ones too: which are known
     gold_N: np.ndarray
     prompt_N: np.ndarray
+    response_N: np.ndarray  # the place of its record
+    levels_N: np.ndarray  # how many answers its criterion has
+    criteria_N: Sequence[Criterion]
     rewarded_B: np.ndarray  # over every response: which have a reward
     reward_B: np.ndarray
     prompt_B: np.ndarray
 
     @classmethod
     def of(cls, records: Sequence[JudgedResponse]) -> "Table":
-        # numbered by text, so that neither order nor ids decide which prompts a resample draws
-        ids = sorted({(record.prompt, record.prompt_id) for record in records})
-        number = {prompt: index for index, prompt in enumerate(ids)}
-        prompt = np.array([number[record.prompt, record.prompt_id] for record in records], int)
-        sizes = [len(record.rubric.criteria) for record in records]
+        prompts, prompt = prompts_by_text(records)
+        response = np.repeat(np.arange(len(records)), [len(record.rubric.criteria) for record in records])
+        criteria = [criterion for record in records for criterion in record.rubric.criteria]
         gold = np.array([value for record in records for value in record.values()], float)
         reward = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
         known, rewarded = ~np.isnan(gold), ~np.isnan(reward)
         return cls(
-            prompts=len(ids),
+            prompts=prompts,
             known_N=known,
             gold_N=gold[known],
-            prompt_N=np.repeat(prompt, sizes)[known],
+            prompt_N=prompt[response[known]],
+            response_N=response[known],
+            levels_N=np.array([answers_of(criterion) for criterion in criteria])[known],
+            criteria_N=[criterion for criterion, is_known in zip(criteria, known, strict=True) if is_known],
             rewarded_B=rewarded,
             reward_B=np.round(reward[rewarded], REWARD_DECIMALS),
             prompt_B=prompt[rewarded],
@@ -54,13 +59,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Predicted:
-    """One predictor's side, aligned with a `Table`."""
+    """One predictor's side, aligned with a `Table`. Of one that answers no criteria ``prob_N`` is empty, (0,)."""
 
     prob_N: np.ndarray
     reward_B: np.ndarray
 
+    @property
+    def answers(self) -> bool:
+        """Whether it answers criteria. If not, its rewards are on no scale."""
+        return len(self.prob_N) > 0
+
     @classmethod
-    def of(cls, values: Sequence[np.ndarray], records: Sequence[JudgedResponse], table: Table) -> "Predicted":
+    def of(cls, values: Answers, records: Sequence[JudgedResponse], table: Table) -> "Predicted":
+        if isinstance(values, np.ndarray):
+            return cls(prob_N=np.empty(0), reward_B=np.round(values[table.rewarded_B], REWARD_DECIMALS))
         # a criterion the judge did not answer leaves both rewards, so that they weigh the same questions
         asked = [np.where(np.isnan(r.values()), np.nan, v) for r, v in zip(records, values, strict=True)]
         reward = np.array([rubric_reward(r.rubric, v) for r, v in zip(records, asked, strict=True)], float)
@@ -68,6 +80,21 @@ class Predicted:
             prob_N=np.concatenate([np.asarray(v, float) for v in values])[table.known_N],
             reward_B=np.round(reward[table.rewarded_B], REWARD_DECIMALS),
         )
+
+
+def prompts_by_text(records: Sequence[JudgedResponse]) -> tuple[int, np.ndarray]:
+    """The number of different prompts, and each record's, (R,) in 0..P-1.
+
+    Numbered by text, so that neither the order of records nor ids decide which prompts a resample draws.
+    """
+    ids = sorted({(record.prompt, record.prompt_id) for record in records})
+    number = {prompt: index for index, prompt in enumerate(ids)}
+    return len(ids), np.array([number[record.prompt, record.prompt_id] for record in records], int)
+
+
+def answers_of(criterion: Criterion) -> int:
+    """How many answers ``criterion`` has: its levels, or no and yes."""
+    return len(criterion.levels) or 2
 
 
 def rewards(table: Table, one: Predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -85,20 +112,20 @@ def pair_sets(table: Table, tail: float) -> tuple[Pairs, Pairs]:
 def criterion_statistics(
     table: Table, one: Predicted, chosen_N: np.ndarray | slice = slice(None)
 ) -> dict[str, metrics.Statistic]:
+    """What is said of a set of verdicts, by its key in audit.json; undefined if ``one`` answers no criteria."""
+    chosen_N = chosen_N if one.answers else slice(0)
     sides = table.gold_N[chosen_N], one.prob_N[chosen_N], table.prompt_N[chosen_N], table.prompts
-    return {
-        "accuracy": metrics.accuracy(*sides),
-        "auroc": metrics.auroc(*sides),
-        "brier": metrics.brier(*sides),
-        "log_loss": metrics.log_loss(*sides),
-        "ece": metrics.calibration_error(*sides, bins=RELIABILITY_BINS),
-    }
+    return metrics.verdict_statistics(*sides, table.levels_N[chosen_N])
 
 
-def check_predictions(name: str, values: Sequence[np.ndarray], records: Sequence[JudgedResponse]) -> None:
-    """Raise ValueError unless ``values`` holds P(met) in [0, 1] for every criterion of every record, (K,) each."""
+def check_predictions(name: str, values: Answers, records: Sequence[JudgedResponse]) -> None:
+    """Raise ValueError unless ``values`` are `Answers` for ``records``, probabilities in [0, 1], rewards finite."""
     if len(values) != len(records):
         raise ValueError(f"predictions {name!r}: {len(values)} for {len(records)} responses")
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1 or not np.isfinite(values).all():
+            raise ValueError(f"predictions {name!r}: rewards must be finite, and one for each response")
+        return
     for record, probs_K in zip(records, values, strict=True):
         if np.shape(probs_K) != (len(record.rubric.criteria),):
             raise ValueError(f"predictions {name!r}: response {record.response_id!r} needs one number per criterion")

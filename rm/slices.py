@@ -1,51 +1,26 @@
-"""Signal and noise by criterion, tag and generator: a part of the panel (`rm.panel`).
+"""Which verdicts and responses belong to which slice of the judged data: criterion, tag, generator, length, novelty.
 
-Of criteria and tags verdict metrics alone: a reward needs the whole rubric. Of generators the reward's error too.
+Owns labels and membership alone. What is said of a slice is `rm.parts` in an audit, `rm.snr_slices` in a panel.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from rm.bench import Bench, Run, Values, reward_mae, signal_noise, stack, tracked
-from rm.sides import UNTAGGED, Predicted, Table, criterion_statistics
+from rm import metrics
+from rm.sides import Table
 from rubric_data.records import JudgedResponse
 
-
-def slices(
-    bench: Bench, records: Sequence[JudgedResponse], runs: Sequence[Run], *, last: int, min_prompts: int, progress: bool
-) -> dict[str, Any]:
-    """Each kind's slices of ``min_prompts`` prompts or more, the best told apart first, and how many are smaller."""
-    table = bench.table
-    predicted = [[bench.predicted(probs) for probs in run.predictions[-last:]] for run in runs]
-    writer_B = np.array([record.generator for record in records])[table.rewarded_B]
-    found: dict[str, Any] = {}
-    for kind, labelled in labels(records, table.known_N).items():
-        groups = members(labelled)
-        prompts = {name: len(np.unique(table.prompt_N[at_N])) for name, at_N in groups.items()}
-        large = [name for name in groups if prompts[name] >= min_prompts]
-        rows: list[dict[str, Any]] = []
-        for name in tracked(large, f"slices by {kind}", progress):
-            inside = _Inside.of(bench, groups[name])
-            written_B = writer_B == name if kind == "generator" else None
-            values = [stack([inside.measure(one, written_B) for one in run]) for run in predicted]
-            by_metric = {key: signal_noise(np.stack([one[key] for one in values], 1)) for key in values[0]}
-            rows.append({"name": name, "prompts": prompts[name], "verdicts": len(groups[name]), "metrics": by_metric})
-        rows.sort(key=lambda row: (-(row["metrics"]["brier"]["snr"]["value"] or 0), row["name"]))
-        found[kind] = {"slices": rows, "left_out": len(groups) - len(large)}
-    return found
+UNTAGGED = "(no tag)"
+LENGTH_BINS = 4
 
 
-def labels(records: Sequence[JudgedResponse], known_N: np.ndarray) -> dict[str, list[tuple[str, ...]]]:
+def labels(records: Sequence[JudgedResponse], table: Table) -> dict[str, list[tuple[str, ...]]]:
     """By kind of slice (criterion, tag, generator): the slices that each unmasked verdict belongs to, N of them."""
-    pairs = [(record, criterion) for record in records for criterion in record.rubric.criteria]
-    known = [pair for pair, is_known in zip(pairs, known_N, strict=True) if is_known]
     return {
-        "criterion": [(criterion.text,) for _, criterion in known],
-        "tag": [tuple(sorted(set(criterion.tags))) or (UNTAGGED,) for _, criterion in known],
-        "generator": [(record.generator,) for record, _ in known],
+        "criterion": [(criterion.text,) for criterion in table.criteria_N],
+        "tag": [tuple(sorted(set(criterion.tags))) or (UNTAGGED,) for criterion in table.criteria_N],
+        "generator": [(records[place].generator,) for place in table.response_N],
     }
 
 
@@ -58,26 +33,23 @@ def members(labelled: Sequence[tuple[str, ...]]) -> dict[str, np.ndarray]:
     return {name: np.array(found[name]) for name in sorted(found)}
 
 
-@dataclass(frozen=True)
-class _Inside:
-    """A bench for the verdicts of one slice. Prompts outside it change nothing, and are left out to save time."""
+def length_quarters(records: Sequence[JudgedResponse], table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The words of each record's response, and its quarter by them among those with a verdict, both (R,).
 
-    bench: Bench
-    chosen_N: np.ndarray
-    table: Table
-    counts_XP: np.ndarray
+    Shortest first in 0..3, -1 without a verdict; equal lengths share a quarter.
+    """
+    words_R = np.array([len(record.response.split()) for record in records])
+    judged = np.unique(table.response_N)
+    quarter_R = np.full(len(records), -1)
+    quarter_R[judged] = metrics.equal_mass_bins(words_R[judged], LENGTH_BINS)
+    return words_R, quarter_R
 
-    @classmethod
-    def of(cls, bench: Bench, chosen_N: np.ndarray) -> "_Inside":
-        inside, prompt_N = np.unique(bench.table.prompt_N[chosen_N], return_inverse=True)
-        gold_N = bench.table.gold_N[chosen_N]
-        table = replace(bench.table, prompts=len(inside), gold_N=gold_N, prompt_N=prompt_N)
-        return cls(bench, chosen_N, table, bench.counts_XP[:, inside])
 
-    def measure(self, one: Predicted, written_B: np.ndarray | None) -> Values:
-        """Verdict metrics of one checkpoint, (X,), and the reward's error on responses that are chosen, if any are."""
-        statistics = criterion_statistics(self.table, replace(one, prob_N=one.prob_N[self.chosen_N]))
-        found = {name: statistic.at(self.counts_XP) for name, statistic in statistics.items()}
-        if written_B is not None:
-            found["reward_mae"] = reward_mae(self.bench.table, one, written_B).at(self.bench.counts_XP)
-        return found
+def seen_in(
+    train: Sequence[JudgedResponse], records: Sequence[JudgedResponse], table: Table
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether ``train`` has each record's generator, (R,) bool, and the text of each verdict's criterion, (N,) bool."""
+    generators = {record.generator for record in train}
+    texts = {criterion.text for record in train for criterion in record.rubric.criteria}
+    seen_R = np.array([record.generator in generators for record in records])
+    return seen_R, np.array([criterion.text in texts for criterion in table.criteria_N])

@@ -5,11 +5,12 @@ Writing verdicts is `rubric_data.ledger`. What models and data files said is sho
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ from rubric_data.judges import is_unanswered, reason_kind
 from rubric_data.ledger import COLUMNS, LedgerReader, verdict_key
 from rubric_data.records import JudgedResponse, Verdict
 
+_VOTERS = "SELECT judge, template, max(vote) + 1 FROM verdicts GROUP BY 1, 2 ORDER BY 1, 2"
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -226,6 +228,41 @@ def coverage(ledger: LedgerReader, records: list[JudgedResponse]) -> list[dict[s
             one[kind].append(question)
         found.append(one)
     return found
+
+
+def votes_on(ledger: LedgerReader, records: Sequence[JudgedResponse]) -> list[np.ndarray]:
+    """The votes of the judge that each verdict of ``records`` names: of each record (K, V), NaN where there is none.
+
+    Masked votes are none. Of a judge with several templates, the one that answered most of these questions counts.
+    """
+    asked = [
+        (row, place, criterion, verdict.judge)
+        for row, record in enumerate(records)
+        for place, criterion in enumerate(record.rubric.criteria)
+        for verdict in record.verdicts
+        if verdict.criterion_id == criterion.id
+    ]
+    best: dict[str, dict[tuple[int, int, int], float]] = {}
+    for judge, template, number in list(ledger.select(_VOTERS)):
+        keys = {
+            (row, place, vote): verdict_key(
+                records[row].prompt, records[row].response, criterion, judge, template, vote
+            )
+            for row, place, criterion, name in asked
+            if name == judge
+            for vote in range(number)
+        }
+        given = ledger.get_many(keys.values())
+        values = {place: given[key].value for place, key in keys.items() if key in given}
+        answered = {place: value for place, value in values.items() if value is not None}
+        if len(answered) > len(best.get(judge, {})):
+            best[judge] = answered
+    most = max((vote + 1 for found in best.values() for _, _, vote in found), default=0)
+    by_record = [np.full((len(record.rubric.criteria), most), np.nan) for record in records]
+    for found in best.values():
+        for (row, place, vote), value in found.items():
+            by_record[row][place, vote] = value
+    return by_record
 
 
 def _fault(row: list[Any], *, unanswered: bool) -> str:

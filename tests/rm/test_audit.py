@@ -15,6 +15,7 @@ from rm.calibration import Calibration
 from rm.config import AuditConfig
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
+from rubric_data.ledger import Entry, Ledger, verdict_key
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "audit.json"
@@ -115,6 +116,19 @@ def test_numbers_a_reader_can_check():
     assert majority["reward"]["pair_accuracy"]["excluded"]["value"] is None  # it ties on every pair
     assert majority["reward"]["spearman"]["value"] == 0
     assert found["model_minus"]["majority"]["tail_pair_accuracy"]["value"] == 0.5
+    # met 8 times by the judge, 9 by the model, together on 16 of 17
+    by_chance = (8 * 9 + 9 * 8) / 17**2
+    assert model["criterion"]["kappa"]["value"] == pytest.approx((16 / 17 - by_chance) / (1 - by_chance), abs=1e-6)
+    # the top half: two of a, two of b, as in the tail of a quarter
+    assert found["pairs"]["50%"] == found["pairs"]["tail"]
+    assert model["reward"]["top_pair_accuracy"]["50%"] == model["reward"]["tail_pair_accuracy"]
+    # a's two best are tied on by both; by chance two of four, and one of b's three
+    assert model["reward"]["precision"]["1"]["value"] == 1
+    assert found["selection"]["precision"]["1"]["by_chance"]["value"] == pytest.approx(5 / 12, abs=1e-6)
+    assert found["selection"]["regret"]["4"]["prompts"] == 1
+    # of the six pairs of a, one loses half of .25; b loses nothing
+    assert model["reward"]["regret"]["2"]["value"] == pytest.approx(0.125 / 6 / 2, abs=1e-6)
+    assert majority["reward"]["regret"]["2"] == found["selection"]["regret"]["2"]["by_chance"]
     assert found["by_generator"]["small"]["responses"] == 4
     # small's bias: .7 - .75, .425 - .25, .525 - .5, .425 - 0
     assert found["by_generator"]["small"]["bias"]["value"] == pytest.approx(
@@ -148,7 +162,16 @@ def test_a_response_without_reward_is_counted_and_left_out():
     found = audit([*records, blank], {name: [*probs, np.full(3, 0.9)] for name, probs in predictions.items()})
     assert (found["unrewarded"], found["responses"], found["masked"]) == (1, 8, 4)
     before = audit(records, predictions)
-    for part in ("pairs", "predictors", "model_minus", "by_tag", "disagreements"):
+    for part in (
+        "pairs",
+        "predictors",
+        "model_minus",
+        "ceiling",
+        "by_criterion",
+        "by_tag",
+        "by_length",
+        "disagreements",
+    ):
         assert found[part] == before[part]
 
 
@@ -289,6 +312,7 @@ def test_run_writes_report_predictions_and_page(run, tmp_path, capsys):
         "truncated_responses": 2,
         "rubrics_seen_in_training": 0,
         "rubrics": 1,
+        "others": {},
     }
     printed = capsys.readouterr().out
     assert all(name in printed for name in names) and str(folder / "audit.html") in printed
@@ -307,6 +331,29 @@ def test_run_without_train_split_leaves_the_fitted_baselines_out(run, tmp_path, 
     write_judged(tmp_path / "held_out.jsonl", [record for record in judged if record.split == "test"])
     result = run(data=str(tmp_path / "held_out.jsonl"))
     assert list(result["predictors"]) == ["model", "model (raw)", "zero-shot"]
+
+
+def test_run_finds_the_votes_of_the_judge_beside_the_data(run, tmp_path, judged):
+    held_out = [record for record in judged if record.split == "test"]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        for vote, value in enumerate((1.0, 0.0)):
+            ledger.put_many(
+                Entry(
+                    verdict_key(record.prompt, record.response, criterion, "test", "t", vote),
+                    "test",
+                    "t",
+                    vote,
+                    Verdict(criterion_id=criterion.id, value=value, judge="test"),
+                )
+                for record in held_out
+                for criterion in record.rubric.criteria
+            )
+    result = run()
+    assert result["ceiling"]["self"]["questions"] == 4
+    assert result["ceiling"]["self"]["self_consistency"]["value"] == 0
+    with pytest.raises(UserError, match="no such file"):
+        run(output=str(tmp_path / "again"), ledger=str(tmp_path / "nowhere.sqlite"))
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from rm import forecast, metrics
 from rm.forecast import (
     best_of_n,
     best_of_n_kl,
-    best_of_n_weights,
     optimal_beta,
     optimal_kl,
     reweight,
@@ -129,7 +128,7 @@ def test_best_of_three_samples():
 def test_best_of_four_samples_with_a_tie():
     proxy = np.array([0, 0.5, 0.5, 1])
     # pairs: the tied two share their own and the ones with the first
-    assert best_of_n_weights(proxy, np.array([1, 2, 3, 4])) == pytest.approx(
+    assert metrics.best_of_n_weights(proxy, np.array([1, 2, 3, 4])) == pytest.approx(
         np.array([[3, 3, 3, 3], [0, 3, 3, 6], [0, 1.5, 1.5, 9], [0, 0, 0, 12]]) / 12
     )
     found = best_of_n(np.array([1, 0, 0.4, 0.2]), proxy, np.array([2]))

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from rm import metrics
 from rm.metrics import value
+from rubric_data.agreement import cohen_kappa
 from rubric_data.pairs import same_prompt_pairs
 
 
@@ -27,6 +28,30 @@ def test_accuracy_leaves_out_undecided_verdicts_and_halves_undecided_predictions
 
 def test_accuracy_puts_soft_verdicts_on_a_side():
     assert value(metrics.accuracy(*one_prompt([0.6, 0.4, 0.75], [0.9, 0.3, 0.1]))) == pytest.approx(2 / 3)
+
+
+def test_nearest_answer_stays_halfway_between_two():
+    levels = np.array([2, 2, 2, 3, 3, 3, 4])
+    values = np.array([0.49, 0.5, 1.0, 0.2, 0.25, 0.5, 0.5])
+    assert metrics.nearest_answer(values, levels).tolist() == [0, 0.5, 1, 0, 0.25, 0.5, 0.5]
+    assert metrics.is_answer(values, levels).tolist() == [True, False, True, True, False, True, False]
+
+
+def test_kappa_of_yes_and_no():
+    # observed 3/4; by chance 1/2 of yes and 1/4 of yes: 1/8 + 3/8; the undecided verdict is left out
+    sides = one_prompt([1, 1, 0, 0, 0.5], [0.8, 0.3, 0.3, 0.1, 0.9])
+    assert value(metrics.kappa(*sides, np.full(5, 2))) == pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2))
+
+
+def test_kappa_of_levels_weighs_how_far_apart_they_are():
+    # nearest levels 0 ½ ½ 1: one half apart of four, against .5625 + .375 - 2 * .625 * .5 by chance
+    sides = one_prompt([0, 0.5, 1, 1], [0.1, 0.6, 0.6, 0.9])
+    assert value(metrics.kappa(*sides, np.full(4, 3))) == pytest.approx(1 - 0.0625 / 0.3125)
+
+
+def test_kappa_of_one_answer_throughout_is_undefined():
+    assert math.isnan(value(metrics.kappa(*one_prompt([1, 1, 1], [0.9, 0.7, 0.8]), np.full(3, 2))))
+    assert value(metrics.kappa(*one_prompt([1, 1, 0], [0.9, 0.7, 0.8]), np.full(3, 2))) == pytest.approx(0)
 
 
 def test_brier_takes_a_soft_verdict_as_the_number_it_is():
@@ -82,6 +107,16 @@ def test_means_under_prompt_counts_are_the_means_of_the_prompts_repeated(rows, c
     assert found == pytest.approx(((np.repeat(prob, repeats) - np.repeat(gold, repeats)) ** 2).mean())
 
 
+@given(verdicts, st.lists(st.integers(0, 3), min_size=4, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_kappa_under_prompt_counts_is_the_kappa_of_the_prompts_repeated(rows, counts):
+    prompt, gold, prob = (np.array(column) for column in zip(*rows, strict=True))
+    repeats = np.array(counts)[prompt]
+    answers = np.repeat((1 + np.sign(prob - 0.5)) / 2, repeats)
+    found = metrics.kappa(gold, prob, prompt, 4, np.full(len(gold), 2)).at(np.array([counts], float))[0]
+    assert found == pytest.approx(cohen_kappa(np.repeat(gold, repeats), answers), nan_ok=True)
+
+
 def test_calibration_error_of_two_bins():
     # bins {.1, .2} and {.8, .9}: |.3 - 1| and |1.7 - 2|, over 4 verdicts
     arguments = one_prompt([0, 1, 1, 1], [0.1, 0.9, 0.2, 0.8])
@@ -99,10 +134,16 @@ def test_bins_hold_equally_many_and_never_part_equal_values():
     assert metrics.equal_mass_bins(np.array([0, 0, 0, 1.0]), 4).tolist() == [1, 1, 1, 3]
 
 
+def test_bins_of_equal_width_take_in_their_lower_bound():
+    assert metrics.equal_width_bins(np.array([0, 0.0999, 0.1, 0.95, 1]), 10).tolist() == [0, 0, 1, 9, 9]
+
+
 def test_reliability_curve():
-    first, second = metrics.reliability_curve(np.array([0, 1, 1, 1.0]), np.array([0.1, 0.2, 0.8, 0.9]), 2)
-    assert first == metrics.ReliabilityPoint(2, pytest.approx(0.15), 0.5)
-    assert second == metrics.ReliabilityPoint(2, pytest.approx(0.85), 1.0)
+    gold, prob, prompt, prompts = one_prompt([0, 1, 1, 1], [0.1, 0.2, 0.8, 0.9])
+    first, second = metrics.reliability_curve(gold, prob, prompt, prompts, np.array([0, 0, 7, 7]))
+    assert (first.count, first.low, first.high) == (2, 0.1, 0.2)
+    assert value(first.predicted) == pytest.approx(0.15) and value(first.judged) == 0.5
+    assert value(second.predicted) == pytest.approx(0.85) and value(second.judged) == 1.0
 
 
 # --- rewards within a prompt ---
@@ -172,6 +213,31 @@ def test_the_tail_holds_what_ties_with_its_last():
     prompt = np.array([0, 0, 0, 0, 0, 1, 1, 2])
     # prompt 0: top 2 of 5 end at .8, which three responses have; prompt 1: at least two; prompt 2: all it has
     assert metrics.in_tail(gold, prompt, 0.25).tolist() == [True, True, True, True, False, True, True, True]
+
+
+def test_ties_share_the_last_places_among_the_best():
+    prompt = np.array([0, 0, 0, 0, 1, 1])
+    assert metrics.among_best(np.array([3, 2, 2, 1, 1, 1]), prompt, 2).tolist() == [1, 0.5, 0.5, 0, 1, 1]
+    assert metrics.among_best(np.array([3, 2, 2, 1, 1, 1]), prompt, 1).tolist() == [1, 0, 0, 0, 0.5, 0.5]
+
+
+def test_precision_at_k():
+    gold, prompt = np.array([1, 0.8, 0.8, 0.2, 1, 0]), np.array([0, 0, 0, 0, 1, 1])
+    proxy = np.array([0.1, 0.9, 0.5, 0.5, 0.3, 0.4])
+    # the judge's two best are three, as two tie; taken are the second, and the third or the fourth
+    assert value(metrics.precision_at(gold, proxy, prompt, 2, 2), 2) == (1 + 1 / 2) / 2
+    # of prompt 1 everything is among the best two, so it says nothing; at 1 it does
+    assert value(metrics.precision_at(gold, proxy, prompt, 2, 1), 2) == (0 + 0) / 2
+    assert value(metrics.precision_at(gold, np.zeros(6), prompt, 2, 1), 2) == (1 / 4 + 1 / 2) / 2
+    assert math.isnan(value(metrics.precision_at(gold, proxy, prompt, 2, 4), 2))
+
+
+def test_best_of_n_regret():
+    # pairs: 1 and .5 gives .5, 1 and 0 gives 1, .5 and 0 gives .5; by the judge 1, 1, .5
+    gold, proxy, prompt, prompts = one_prompt([1, 0.5, 0], [0.2, 0.9, 0.1])
+    assert value(metrics.best_of_n_regret(gold, proxy, prompt, prompts, 2)) == pytest.approx(5 / 6 - 2 / 3)
+    assert value(metrics.best_of_n_regret(gold, proxy, prompt, prompts, 1)) == pytest.approx(0)
+    assert math.isnan(value(metrics.best_of_n_regret(gold, proxy, prompt, prompts, 4)))
 
 
 # --- intervals ---

@@ -1,10 +1,12 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rm.scorer import Scored
-from rm.scores import read_scores, write_scores
+from rm.scores import read_any_scores, read_scores, write_scores
 from rubric_data.errors import UserError
 
 
@@ -51,3 +53,31 @@ def test_a_broken_file_is_one_line(tmp_path, judged):
     (tmp_path / "scores.parquet").write_text("not parquet")
     with pytest.raises(UserError, match="cannot be read as scores"):
         read_scores(tmp_path / "scores.parquet", judged)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_rewards_alone_come_back_in_the_order_of_the_records(judged, tmp_path, suffix):
+    path = tmp_path / f"scores.{suffix}"
+    rows = [
+        {"prompt_id": r.prompt_id, "response_id": r.response_id, "generator": "g", "reward": 1 - 7.5 * i}
+        | {"criteria": None}
+        for i, r in enumerate(judged)
+    ]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_any_scores(path, judged[:2][::-1]).tolist() == [-6.5, 1]
+    with pytest.raises(UserError, match="criterion 'fruit' is missing"):
+        read_scores(path, judged)
+
+
+def test_files_with_criteria_are_read_as_ever_and_never_mixed(judged, tmp_path):
+    path = tmp_path / "scores.jsonl"
+    write_scores(path, judged, scored(judged))
+    assert [one.tolist() for one in read_any_scores(path, judged[:2])] == [[0.25, 0.75]] * 2
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for change, fault in (({"criteria": None}, "has no criteria, and others have"), ({"criteria": [{}]}, "lacks")):
+        path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0] | change, *rows[1:]]))
+        with pytest.raises(UserError, match=f"'p0-r0' of prompt 'p0'.*{fault}"):
+            read_any_scores(path, judged)

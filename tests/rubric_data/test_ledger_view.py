@@ -4,6 +4,7 @@ import json
 import re
 import sqlite3
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,7 @@ from policy import cli
 from rubric_data.config import LedgerStatsConfig, LedgerVerifyConfig
 from rubric_data.io import write_judged
 from rubric_data.ledger import Entry, Ledger, LedgerReader, verdict_key
-from rubric_data.ledger_view import coverage, run_stats, run_verify, statistics
+from rubric_data.ledger_view import coverage, run_stats, run_verify, statistics, votes_on
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
 
 RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is a."), Criterion(id="b", text="Is b.")))
@@ -199,3 +200,18 @@ def test_a_missing_ledger_stays_missing(tmp_path, capsys):
         code, _, err = run(capsys, "ledger", command, "--ledger", tmp_path / "no" / "l.sqlite")
         assert code == 2 and "no such file" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_votes_are_those_of_the_judge_a_verdict_names(path):
+    with Ledger(path) as ledger:  # an older template, with fewer answers
+        key = verdict_key("p", "text two", RUBRIC.criteria[0], "j", "old", 0)
+        ledger.put_many([Entry(key, "j", "old", 0, Verdict(criterion_id="a", value=1.0, judge="j"), "raw")])
+    named = [(Verdict(criterion_id="b", value=1, judge="j"), Verdict(criterion_id="a", value=0.4, judge="j")), ()]
+    asked = [record.model_copy(update={"verdicts": row}) for record, row in zip(RECORDS, named, strict=True)]
+    with LedgerReader(path) as ledger:
+        first, second = votes_on(ledger, asked)
+        nobody = votes_on(ledger, RECORDS)
+    # criterion a twice, b once; the second response names no judge
+    np.testing.assert_equal(first, [[0.25, 0.5], [1.0, np.nan]])
+    assert second.shape == (2, 2) and np.isnan(second).all()
+    assert [row.shape for row in nobody] == [(2, 0), (2, 0)]

@@ -1,0 +1,51 @@
+"""The audit's page as a browser shows it: no error on the console, nothing wider than the window, light and dark."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from rm.report import render
+from tests.rm.test_report import HOSTILE, OTHERS, result
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDTHS = (1280, 390)
+# each frame tells its holder how wide it came out, and the colour of the page
+REPORT = """<script>
+const root = document.documentElement, page = getComputedStyle(document.body);
+parent.postMessage(`${root.clientWidth} ${root.scrollWidth} ${page.backgroundColor} ${page.color}`, "*");
+</script>"""
+HOLDER = """<!doctype html><script>
+addEventListener("message", (told) => { document.body.append(`told ${told.data} end `); });
+</script><body>"""
+
+
+def shown(folder, dark):
+    """What Chromium says of ``folder``/holder.html: the final text of the page, and its console."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]
+    options += [
+        "--virtual-time-budget=20000",
+        f"--user-data-dir={folder / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+    ]
+    command = [BROWSER, *options, "--dump-dom", (folder / "holder.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_fits_its_window_and_says_nothing_on_the_console(tmp_path, dark):
+    page = render(result(HOSTILE + "x" * 300, others=OTHERS))
+    (tmp_path / "audit.html").write_text(page.replace("</body>", f"{REPORT}</body>"), encoding="utf-8")
+    frames = [f'<iframe src="audit.html" width="{width}" height="900" style="border: 0"></iframe>' for width in WIDTHS]
+    (tmp_path / "holder.html").write_text(HOLDER + "".join(frames), encoding="utf-8")
+    text, console = shown(tmp_path, dark)
+    assert console == []
+    told = re.findall(r"told (\d+) (\d+) rgb\((\d+).*?\) rgb\((\d+).*?\) end", text)
+    assert sorted(int(width) for width, *_ in told) == sorted(WIDTHS)
+    for width, needed, page_red, ink_red in told:
+        assert int(needed) <= int(width)
+        assert (int(page_red) < 64 and int(ink_red) > 192) == dark
