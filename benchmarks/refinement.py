@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,12 @@ from tests.rubric_data.server import Server
 _PARTS = {"train": 0.6, "validation": 0.2, "test": 0.2}  # of the prompts
 
 
-def run(folder: Path, *arguments: str) -> float:
-    """Run one command that writes ``folder``, or go on with it; the seconds this took. Ends the process if it fails."""
-    begin = time.perf_counter()
+def run(folder: Path, *arguments: str) -> None:
+    """Run one command that writes ``folder``, or go on with it. Ends the process if it fails."""
     resume = ("--resume", "true") if folder.exists() else ()
     code = command_line((*arguments, "--output", str(folder), *resume))
     if code:
         sys.exit(code)
-    return round(time.perf_counter() - begin, 1)
 
 
 def embedded(prompts: int, responses: int) -> list[JudgedResponse]:
@@ -67,7 +64,7 @@ def _in_turn(records: Sequence[JudgedResponse]) -> list[JudgedResponse]:
 
 
 def with_embedded_model(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole workflow, every model call through HTTP; reports and seconds by step."""
+    """The whole workflow, every model call through HTTP; the reports by step."""
     pool = embedded(arguments.prompts, arguments.responses)
     data, prompts = str(folder / "pool.jsonl"), str(folder / "prompts.jsonl")
     write_judged(data, pool)
@@ -81,21 +78,20 @@ def with_embedded_model(folder: Path, arguments: argparse.Namespace) -> dict[str
         small = ["--timeout", "3000", "--concurrency", "8"]
         proposing = [*where, *small, "--max_tokens", str(arguments.max_tokens), "--max_failed", "1.0"]
         judging = ["--judge", "systemone", "--use_verifiers", "false", *where, *small]
-        seconds = {}
-        seconds["generate"] = run(folder / "generate", "rubric", "generate", "--data", prompts, *proposing)
+        run(folder / "generate", "rubric", "generate", "--data", prompts, *proposing)
         refine = ["--data", data, "--rubrics", str(folder / "generate" / "prompts.jsonl")]
         refine += ["--rounds", "3", "--top", "1.0", "--tie", "0.01"]
         judge = [f"--judge.{word.removeprefix('--')}" if word.startswith("--") else word for word in judging]
-        seconds["refine"] = run(folder / "refine", "rubric", "refine", *refine, *proposing, *judge)
+        run(folder / "refine", "rubric", "refine", *refine, *proposing, *judge)
         refined = folder / "refine"
         final = ["--data", str(refined / "responses.jsonl"), "--ledger", str(refined / "ledger.sqlite")]
-        seconds["judge"] = run(folder / "judge", "judge", *final, *judging)
+        run(folder / "judge", "judge", *final, *judging)
     finally:
         server.kill()
     steps = ["--max_steps", "4", "--eval_steps", "4", "--eval_trees", "4", "--tokens_per_batch", "1000"]
     data = str(folder / "judge" / "judged.jsonl")
-    seconds["train"] = run(folder / "train", "train", "--data", data, *steps, "--lora_layers", "4")
-    return {"seconds": seconds} | {name: _report(folder / name) for name in ("generate", "refine", "judge")}
+    run(folder / "train", "train", "--data", data, *steps, "--lora_layers", "4")
+    return {name: _report(folder / name) for name in ("generate", "refine", "judge")}
 
 
 def with_recorded_replies(folder: Path) -> list[dict[str, Any]]:

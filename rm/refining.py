@@ -229,20 +229,20 @@ def _ranker(config: RefineConfig, judge: Judge | None, folder: Path) -> JudgeRan
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> Table:
-    """One line a round, for the terminal."""
+    """One line a round, for the terminal; `gap` is the discrimination between the two best."""
     found = Table(box=box.SIMPLE_HEAD)
-    for title in ("round", "ties", "discrimination", "accepted"):
-        found.add_column(title, justify="right", no_wrap=True)
-    found.add_column("refused", no_wrap=True)
-    found.add_column("two best by", no_wrap=True)
+    for title in ("round", "ties", "gap", "accepted"):
+        found.add_column(title, justify="right", no_wrap=True, min_width=len(title))
+    found.add_column("refused", no_wrap=True, min_width=16)
+    found.add_column("two best mostly by", no_wrap=True)
     for row in rounds:
         cells = (
             str(row["round"]),
             "–" if row["ties"] is None else f"{row['ties']:.0%}",
             "–" if row["discrimination"] is None else f"{row['discrimination']:.3f}",
             f"{row['accepted']} of {row['asked']}" if row["round"] else "",
-            "\n".join(f"{kind} {count}" for kind, count in row["refused"].items()),
-            "\n".join(f"{name} {count}" for name, count in list(row["best"].items())[:3]),
+            "\n".join(f"{count} {kind}" for kind, count in row["refused"].items()),
+            "".join(f"{count} {name}" for name, count in list(row["best"].items())[:1]),
         )
         found.add_row(*map(Text, cells))
     return found
