@@ -232,7 +232,7 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
     """One line a round, for the terminal; `gap` is the discrimination between the two best."""
     found = Table(box=box.SIMPLE_HEAD)
     for title in ("round", "ties", "gap", "accepted"):
-        found.add_column(title, justify="right", no_wrap=True, min_width=len(title))
+        found.add_column(title, justify="right", no_wrap=True, min_width=max(len(title), 5))
     found.add_column("refused", no_wrap=True, min_width=16)
     found.add_column("two best mostly by", no_wrap=True)
     for row in rounds:
