@@ -1,16 +1,20 @@
 """Distil real verdicts and audit the models on prompts they have not seen: what is reached on each data set, by seed.
 
-    python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2
+    python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2                            validation split
+    python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2 --beside tail blind bt any2jev --split test
 
-Reads ../shared/data. One chain train -> calibrate -> audit for each data set and seed, in runs/distil/<data>-<seed>.
-What is finished is not done again and a killed training goes on, so the command may be given at any time; the record,
-benchmarks/results/distil-<data>.json, holds every seed that is finished. `--split validation` looks at the validation
-split and writes no record: the test split is for the end.
+Reads ../shared/data. For each data set and seed: train, calibrate, audit, in runs/distil/<data>-<seed>; `--beside` puts
+the same with a tail stage, the rubric-blind model and the peers of `benchmarks.peers` into the same table. What is
+finished is not done again and a killed training goes on, so the command may be given at any time. With `--split test`,
+which is for the end, the record benchmarks/results/distil-<data>.json is written.
 """
 
 import argparse
 import json
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,52 +26,57 @@ from rubric_data.files import write_json
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "distil"
-BASELINES = ("majority", "tag mean", "criterion mean", "length", "lexical overlap", "zero-shot")
+BESIDE = ("tail", "blind", "bt", "any2jev")
 
 _COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 0.1, "patience": 20}
-
-# what a training costs is the tokens it reads; sized for about an hour on one thread
+_LONG = {"max_length": 1024, "responses_per_tree": 4, "max_steps": 250, "eval_steps": 50}
+# a training costs what it reads: about a million tokens, half an hour on one thread
 RECIPES: dict[str, dict[str, Any]] = {
     # the criteria ask about the summary alone: of the article, whatever room is left
-    "realsumm": {"max_length": 320, "epochs": 1.5, "eval_steps": 57, "eval_trees": 20},
-    "mrbench": {"max_length": 768, "epochs": 3.0, "eval_steps": 50, "eval_trees": 24},
-    "structflow": {"max_length": 1024, "responses_per_tree": 4, "max_steps": 250, "eval_steps": 50, "eval_trees": 40},
-    "hellobench": {"max_length": 1024, "responses_per_tree": 4, "max_steps": 250, "eval_steps": 50, "eval_trees": 24},
+    "realsumm": _COMMON | {"max_length": 320, "epochs": 1.5, "eval_steps": 57, "eval_trees": 20},
+    "mrbench": _COMMON | {"max_length": 768, "epochs": 3.0, "eval_steps": 50, "eval_trees": 24},
+    "structflow": _COMMON | _LONG | {"eval_trees": 40},
+    "hellobench": _COMMON | _LONG | {"eval_trees": 24},
 }
+_TAIL = {"tokens_per_batch": 4400, "learning_rate": 3e-4, "epochs": 1.0, "eval_steps": 10}
+
+Numbers = dict[str, float | None]
 
 
-def chain(data: str, seed: int, split: str) -> dict[str, Any]:
-    """Train, calibrate and audit what of it is not done yet; the audit. Ends the process if a command fails."""
-    source, folder = str(DATA / f"{data}.parquet"), RUNS / f"{data}-{seed}"
-    model, audit = folder / "model", RUNS / f"{data}-{seed}-{split}"
-    if not (folder / "train.json").exists():
-        resume = ["--resume", "true"] if folder.exists() else []
-        _run("train", "--output", folder, "--data", source, "--seed", seed, *options(_COMMON | RECIPES[data]), *resume)
-    if not (model / "calibration.json").exists():
-        _run("calibrate", "--model", model, "--data", source)
+def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, Any]:
+    """What of one data set and seed is not done yet; the audit. Ends the process if a command fails."""
+    source, folder = DATA / f"{data}.parquet", RUNS / f"{data}-{seed}"
+    ours = _trained(folder / "train", "train", source, {"seed": seed, **RECIPES[data]})
+    others: dict[str, Path] = {}
+    if "tail" in beside:
+        settings = {"seed": seed, "model": ours, **_TAIL}
+        others["tail"] = _trained(folder / "tail", "tail", source, settings)
+    if "blind" in beside:
+        settings = {"seed": seed, "rubric_blind": "true", **RECIPES[data]}
+        others["blind"] = _trained(folder / "blind", "train", source, settings)
+    for peer in ("bt", "any2jev"):
+        if peer in beside:
+            others[peer] = folder / f"{peer}.jsonl"
+            words = ["--peer", peer, "--run", folder / "train", "--output", others[peer]]
+            command = [sys.executable, "-m", "benchmarks.peers", *words, "--splits", "validation", "test"]
+            subprocess.run([str(word) for word in command], check=True)  # a finished peer is not trained again
+    audit = folder / "-".join(["audit", split, *others])
     if not (audit / "audit.json").exists():
-        _run("audit", "--model", model, "--data", source, "--output", audit, "--split", split)
+        named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
+        _run("audit", "--model", ours, "--data", source, "--output", audit, "--split", split, *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
 
 
-def options(settings: dict[str, Any]) -> list[str]:
-    """``settings`` as words of a command line."""
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def numbers(audit: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """By predictor: AUROC, Brier score and ECE of verdicts, pair accuracy overall and in the tail (ties count half)."""
-    return {
-        name: {key: one["criterion"][key]["value"] for key in ("auroc", "accuracy", "brier", "ece")}
-        | {"pair_accuracy": one["reward"]["pair_accuracy"]["half"]["value"]}
-        | {"tail_pair_accuracy": one["reward"]["tail_pair_accuracy"]["half"]["value"]}
-        for name, one in audit["predictors"].items()
-    }
-
-
-def _spread(values: list[float | None]) -> dict[str, float | int] | None:
-    known = [value for value in values if value is not None]
-    return spread(known) if len(known) == len(values) else None
+def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any]) -> Path:
+    """The calibrated model of one training, done or gone on with if need be."""
+    model = folder / "model"
+    if not (folder / f"{command}.json").exists():
+        resume = {"resume": "true"} if folder.exists() else {}
+        words = [word for name, value in (settings | resume).items() for word in (f"--{name}", value)]
+        _run(command, "--output", folder, "--data", source, *words)
+    if not (model / "calibration.json").exists():
+        _run("calibrate", "--model", model, "--data", source)
+    return model
 
 
 def _run(*words: Any) -> None:
@@ -76,34 +85,57 @@ def _run(*words: Any) -> None:
         sys.exit(code)
 
 
+def numbers(audit: dict[str, Any]) -> dict[str, Numbers]:
+    """By predictor: agreement on verdicts, pair accuracy overall and in the tail with ties as half; None: has none."""
+    return {
+        name: {key: _value(one["criterion"], key) for key in ("auroc", "accuracy", "brier", "ece")}
+        | {key: _value(one["reward"][key], "half") for key in ("pair_accuracy", "tail_pair_accuracy")}
+        for name, one in audit["predictors"].items()
+    }
+
+
+def _value(statistics: dict[str, Any] | None, key: str) -> float | None:
+    return None if statistics is None or statistics.get(key) is None else statistics[key]["value"]
+
+
+def over_seeds(seeds: Sequence[dict[str, Numbers]]) -> dict[str, dict[str, Any]]:
+    """The spread of each number over seeds; None where a predictor has no such number."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in seeds[0].items():
+        values = {key: [one[name][key] for one in seeds] for key in row}
+        found[name] = {
+            key: None if None in some else spread([value for value in some if value is not None])
+            for key, some in values.items()
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=list(RECIPES), default=["realsumm", "mrbench"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--beside", nargs="*", choices=BESIDE, default=[])
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
     arguments = parser.parse_args()
     if not DATA.exists():
-        sys.exit(f"{DATA}: the judged responses are not there; see the README's benchmarks")
+        sys.exit(f"{DATA}: the judged responses are not there, and nothing can be distilled")
     for data in arguments.data:
-        audits = {seed: chain(data, seed, arguments.split) for seed in arguments.seeds}
-        seeds = {seed: numbers(audit) for seed, audit in audits.items()}
+        seeds = [numbers(chain(data, seed, arguments.split, arguments.beside)) for seed in arguments.seeds]
+        _show(f"{data}, {arguments.split}", dict(zip(arguments.seeds, seeds, strict=True)))
         if arguments.split == "test":
-            config = {"data": data, "seeds": arguments.seeds, **_COMMON, **RECIPES[data]}
-            rows = {str(seed): found for seed, found in seeds.items()}
-            over_seeds = {
-                name: {key: _spread([found[name][key] for found in seeds.values()]) for key in row}
-                for name, row in next(iter(seeds.values())).items()
-            }
-            record = {"name": f"distil-{data}", **circumstances(config), "seeds": rows, "over_seeds": over_seeds}
+            config = {"data": data, "seeds": arguments.seeds, "train": RECIPES[data], "tail": _TAIL}
+            rows = {str(seed): found for seed, found in zip(arguments.seeds, seeds, strict=True)}
+            record = {"name": f"distil-{data}", **circumstances(config), "seeds": rows, "spread": over_seeds(seeds)}
             write_json(RESULTS / f"distil-{data}.json", record)
-        _show(data, arguments.split, seeds)
 
 
-def _show(data: str, split: str, seeds: dict[int, dict[str, dict[str, float | None]]]) -> None:
-    shown = Table("predictor", *next(iter(next(iter(seeds.values())).values())), title=f"{data}, {split}")
+def _show(title: str, seeds: dict[int, dict[str, Numbers]]) -> None:
+    columns = next(iter(next(iter(seeds.values())).values()))
+    shown = Table("predictor", "seed", *(name.replace("_", " ") for name in columns), title=title)
     for seed, found in seeds.items():
         for name, row in found.items():
-            shown.add_row(f"{name}, {seed}", *("–" if value is None else f"{value:.3f}" for value in row.values()))
+            cells = ("–" if value is None else f"{value:.3f}" for value in row.values())
+            shown.add_row(name, str(seed), *cells)
     Console().print(shown)
 
 
