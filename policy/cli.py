@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, DemoConfig, PolicyConfig
+from policy.config import DEMO_SETS, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -253,6 +253,20 @@ STAGES = {
         "Logs at every update the reward model's reward (proxy), the judge's reward (gold) and the KL to the "
         "starting policy; compares gold reward on held-out prompts before and after.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/ppo",
+    ),
+    "grpo": Stage(
+        GrpoConfig,
+        "policy.group:run_grpo",
+        "Advantages compare the rollouts of one prompt, so there is no value model. Logs what `ppo` logs, and the mean "
+        "of every criterion. After an interruption the same command with --resume true goes on.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/grpo",
+    ),
+    "rloo": Stage(
+        RlooConfig,
+        "policy.group:run_rloo",
+        "A rollout's baseline is the mean reward of the others of its prompt; the KL is part of the reward. Otherwise "
+        "as `grpo`.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/rloo",
     ),
     "demo": Stage(
         DemoConfig,

@@ -8,8 +8,8 @@ from rubric_data.config import EMBEDDED, JudgeConfig
 
 
 @dataclass
-class PolicyConfig:
-    """Train a policy by PPO on the reward model's reward, beside the judge's on a sample."""
+class RlConfig:
+    """What every way to train a policy on the reward model's reward has in common."""
 
     reward_model: str  # model folder of a training run
     output: str  # run folder; the LoRA adapter is written into its adapter/ folder
@@ -20,17 +20,12 @@ class PolicyConfig:
     judge_model: str = EMBEDDED  # local: model folder, hub id or 'smollm2'; openai, systemone: its name at the endpoint
     judge_base_url: str | None = None  # openai, systemone: e.g. http://127.0.0.1:8000/v1
     use_verifiers: bool = True  # criteria with a verifier are answered by code, in the reward and in the gold reward
-    steps: int = 14  # PPO updates
+    steps: int = 14  # updates
     batch_size: int = 16  # rollouts in one update
     micro_batch_size: int = 8  # rollouts in one forward and backward pass
-    ppo_epochs: int = 2  # passes over the rollouts of an update
     response_length: int = 48  # new tokens of a rollout
     temperature: float = 1.0  # of sampling, in training and in evaluation
     learning_rate: float = 5e-4  # constant
-    kl_coef: float = 0.02  # weight of the KL to the starting policy in the reward
-    gae_lambda: float = 1.0  # 1 credits every token with the whole reward; less, with what is near
-    critic_layers: int = 6  # of the policy's first layers, frozen, below the value head
-    missing_eos_penalty: float | None = None  # subtracted from the reward of a rollout that never ends
     lora_rank: int = 16  # of the adapter
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
@@ -38,6 +33,17 @@ class PolicyConfig:
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all
     seed: int = 0  # of sampling and of the order of prompts
+
+
+@dataclass
+class PolicyConfig(RlConfig):
+    """Train a policy by PPO on the reward model's reward, beside the judge's on a sample."""
+
+    ppo_epochs: int = 2  # passes over the rollouts of an update
+    kl_coef: float = 0.02  # weight of the KL to the starting policy in the reward
+    gae_lambda: float = 1.0  # 1 credits every token with the whole reward; less, with what is near
+    critic_layers: int = 6  # of the policy's first layers, frozen, below the value head
+    missing_eos_penalty: float | None = None  # subtracted from the reward of a rollout that never ends
 
 
 @dataclass
@@ -76,3 +82,30 @@ DEMO_SETS = (
     "policy.data",
     "policy.output",
 )
+
+
+@dataclass
+class GroupConfig(RlConfig):
+    """What GRPO and RLOO have in common: rewards are compared within a group of rollouts of one prompt."""
+
+    group_size: int = 4  # rollouts of one prompt that are compared with each other
+    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
+    save_steps: int = 5  # updates between checkpoints; the newest is kept
+    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for
+
+
+@dataclass
+class GrpoConfig(GroupConfig):
+    """Train a policy by GRPO on the reward model's reward, beside the judge's on a sample."""
+
+    kl_coef: float = 0.02  # weight of the KL to the starting policy, per token, in the loss
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"  # mean over the update's tokens; over rollouts; fixed length
+    scale_rewards: Literal["group", "batch", "none"] = "group"  # what standard deviation divides the advantages
+
+
+@dataclass
+class RlooConfig(GroupConfig):
+    """Train a policy by RLOO on the reward model's reward, beside the judge's on a sample."""
+
+    kl_coef: float = 0.02  # weight of the KL to the starting policy, per rollout, in the reward
+    normalise: bool = False  # divide advantages by their standard deviation over the update

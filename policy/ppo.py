@@ -1,74 +1,32 @@
 """The RL stage: TRL's PPO trains a policy with LoRA on the reward model's reward, watched by the judge.
 
-Owns the order of the stage, what is logged and what is written; the reward is `policy.adapter`, the value model
-`policy.critic`, the before-and-after comparison `policy.evaluate`.
-
-The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer), samples.jsonl (the test prompts' responses before and after), curves.png, result.json.
+Owns PPO's trainer, its settings and what it alone logs; the reward is `policy.adapter`, the value model
+`policy.critic`, everything around the trainer `policy.stage`.
 """
 
-import json
-import logging
 import math
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
-from policy.adapter import Rollout, RubricRewardAdapter, Scorer
+from policy.adapter import Rollout, RubricRewardAdapter
 from policy.config import PolicyConfig
 from policy.critic import FrozenCritic
-from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mean_estimate, paired_difference
-from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts
-from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
+from policy.prompts import RubricPrompt, encode_prompt
+from policy.stage import METRICS, Cast, Row, StepLog, check, load, lora_shape, run_around, sample_plainly
 from rm.fused import fuse
-from rm.judging import build_judge
 from rm.lora import attach_lora
-from rm.metrics import Estimate
-from rm.scorer import RubricScorer
-from rubric_data.config import JudgeConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, start_run, write_json, write_text
-from rubric_data.io import load_data
-from rubric_data.judges import Judge
-from rubric_data.programmatic import CodeFirst, is_programmatic
-from rubric_data.verifiers import check_verifiers
+from rubric_data.files import start_run
 
-logger = logging.getLogger(__name__)
 TRL_RANGE = "trl>=1.8,<1.13"  # where TRL has PPO
-_COUNTS = (
-    "steps",
-    "batch_size",
-    "micro_batch_size",
-    "ppo_epochs",
-    "response_length",
-    "critic_layers",
-    "lora_rank",
-    "gold_sample",
-    "eval_samples",
-)
-Row = dict[str, float | int | None]  # one line of metrics.jsonl
 
 
 def run_ppo(config: PolicyConfig) -> dict[str, Any]:
@@ -79,58 +37,11 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     Raises UserError on bad input, before anything is written.
     """
     require_trl()
-    check(config)
-    records = load_data(config.data)
-    training = rubric_prompts(record for record in records if record.split in ("train", "validation"))
-    held_out = rubric_prompts(record for record in records if record.split == "test")[: config.eval_prompts]
-    for prompts, splits in ((training, "train or validation"), (held_out, "test")):
-        if not prompts:
-            raise UserError(f"{config.data}: has no prompts in split {splits}; give the records' split field")
-    if config.use_verifiers:
-        check_verifiers(records)
-    criteria = [criterion for prompt in (*training, *held_out) for criterion in prompt.rubric.criteria]
-    by_code = sum(map(is_programmatic, criteria)) if config.use_verifiers else 0
-    if by_code == len(criteria):
-        logger.warning(
-            "%s: every criterion carries a verifier, so code gives the whole reward and the model is never asked; "
-            "--use_verifiers false asks it",
-            config.data,
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(config.policy)
-    scorer = RubricScorer.from_pretrained(
-        config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
-    )
-    adapter = RubricRewardAdapter(scorer, tokenizer, training)
-    judge: Judge = build_judge(
-        JudgeConfig(config.output, judge=config.judge, model=config.judge_model, base_url=config.judge_base_url)
-    )
-    if config.use_verifiers:
-        judge = CodeFirst(judge)
-    model = load_causal_lm(config.policy, dtype=native_dtype(device)).to(device)
+    check(config, ("ppo_epochs", "critic_layers"))
+    cast = load(config)
+    adapter = RubricRewardAdapter(cast.scorer, cast.tokenizer, cast.training)
     folder = start_run(config.output, asdict(config))
-
-    started = time.perf_counter()
-    before = _evaluate(config, model, tokenizer, held_out, judge, scorer)
-    policy, rows = train(config, folder, model, tokenizer, training, adapter, judge)
-    save_adapter(policy, tokenizer, folder / "adapter")
-    after = _evaluate(config, policy, tokenizer, held_out, judge, scorer)
-    result = {
-        "prompts_trained": len(training),
-        "prompts_evaluated": len(held_out),
-        "responses_per_prompt": config.eval_samples,
-        "criteria": len(criteria),
-        "criteria_by_code": by_code,
-        **compare(before, after, seed=config.seed),
-        "kl_final": rows[-1]["kl"],
-        "steps": len(rows),
-        "seconds": round(time.perf_counter() - started, 1),
-        "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
-    }
-    write_samples(folder / "samples.jsonl", before, after)
-    plot(folder / "curves.png", rows)
-    write_json(folder / "result.json", result)
-    return result
+    return run_around(config, cast, folder, lambda: train(config, folder, cast, adapter))
 
 
 def require_trl() -> ModuleType:
@@ -143,49 +54,17 @@ def require_trl() -> ModuleType:
     return ppo
 
 
-def check(config: PolicyConfig) -> None:
-    """Raise UserError on values that would fail, or hang, later."""
-    for name in _COUNTS:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: must be at least 1, got {getattr(config, name)}; raise it")
-    if config.eval_prompts is not None and config.eval_prompts < 1:
-        raise UserError(f"eval_prompts: must be at least 1, got {config.eval_prompts}; raise it or leave it out")
-    if config.batch_size % config.micro_batch_size:
-        raise UserError(
-            f"batch_size: {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}; change one"
-        )
-    if config.lora_layers is not None and config.lora_layers < 1:
-        raise UserError(f"lora_layers: must be at least 1, got {config.lora_layers}; raise it or leave it out")
-    if config.temperature <= 0:
-        raise UserError(f"temperature: must be positive, got {config.temperature}; PPO needs samples that differ")
-
-
-def train(
-    config: PolicyConfig,
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[RubricPrompt],
-    adapter: RubricRewardAdapter,
-    judge: Judge,
-) -> tuple[PeftModel, list[Row]]:
-    """PPO on ``prompts``; returns the policy with its LoRA adapter and the rows of metrics.jsonl."""
+def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardAdapter) -> tuple[PeftModel, list[Row]]:
+    """PPO on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl."""
+    model, tokenizer = cast.model, cast.tokenizer
     ppo = require_trl()
     set_seed(config.seed)
     tokenizer.padding_side = "left"  # the response must follow the prompt directly
-    # nothing of the model's own generation defaults (top_k, penalties) may bend the distribution PPO reasons about
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    sample_plainly(model, tokenizer)
     critic = FrozenCritic(model, config.critic_layers)
     fuse(model)
-    policy = attach_lora(
-        model,
-        model.get_decoder().layers,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        top_layers=config.lora_layers,
-        task_type="CAUSAL_LM",
-    )
-    log = StepLog(config, folder / "metrics.jsonl", adapter, judge)
+    policy = attach_lora(model, **lora_shape(config, model))
+    log = StepLog(config, folder / METRICS, cast.judge, adapter.take_rollouts, describe)
     trainer = ppo.PPOTrainer(
         args=ppo_config(ppo, config, folder, on_cpu=model.device.type == "cpu"),
         processing_class=tokenizer,
@@ -193,7 +72,7 @@ def train(
         ref_model=None,  # the policy without its adapter
         reward_model=adapter,
         value_model=critic,
-        train_dataset=prompt_dataset(tokenizer, prompts, config.batch_size),
+        train_dataset=prompt_dataset(tokenizer, cast.training, config.batch_size),
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
@@ -236,182 +115,11 @@ def prompt_dataset(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricP
     return Dataset.from_dict({"input_ids": rows * math.ceil(batch_size / len(rows))})
 
 
-class StepLog(TrainerCallback):
-    """One row for each update: into ``path`` at once, into ``rows``, and as a line on the terminal."""
-
-    def __init__(self, config: PolicyConfig, path: Path, adapter: RubricRewardAdapter, judge: Judge) -> None:
-        self.rows: list[Row] = []
-        self._config, self._path, self._adapter, self._judge = config, path, adapter, judge
-        self._since = time.perf_counter()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._since = time.perf_counter()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if not logs or "objective/kl" not in logs:
-            return
-        now = time.perf_counter()
-        rollouts = self._adapter.take_rollouts()
-        sampled = sample_rollouts(rollouts, self._config.gold_sample, seed=self._config.seed, step=state.global_step)
-        gold = gold_rewards(self._judge, [one.prompt for one in sampled], [one.response for one in sampled])
-        row = step_row(state.global_step, logs, rollouts, gold, seconds=now - self._since)
-        self._since = now
-        self.rows.append(row)
-        with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        print(progress_line(row, self._config.steps), flush=True)
-
-
-def sample_rollouts(rollouts: Sequence[Rollout], size: int, *, seed: int, step: int) -> list[Rollout]:
-    """``size`` different rollouts drawn by (seed, step), in their order; all of them if there are no more."""
-    size = min(size, len(rollouts))
-    chosen = np.random.default_rng([seed, step]).choice(len(rollouts), size, replace=False)
-    return [rollouts[index] for index in sorted(chosen)]
-
-
-def step_row(
-    step: int, logs: dict[str, float], rollouts: Sequence[Rollout], gold: Sequence[float], *, seconds: float
-) -> Row:
-    """One row of metrics.jsonl. ``logs`` is TRL's own; ``gold`` are the judge's rewards of the sample."""
-    proxy = [rollout.reward for rollout in rollouts]
+def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
+    """What PPO alone can tell of an update; ``logs`` is TRL's own."""
     return {
-        "step": step,
-        "episode": int(logs["episode"]),
-        "reward/proxy": _mean(proxy),
-        "reward/gold": _mean(gold),
-        "reward/gold_n": sum(not math.isnan(reward) for reward in gold),
-        "reward/masked": sum(math.isnan(reward) for reward in proxy),
         "kl": logs["objective/kl"],
         "entropy": logs["objective/entropy"],
-        "response_tokens": _mean([rollout.tokens for rollout in rollouts]),
-        "finished_share": _mean([rollout.finished for rollout in rollouts]),
         "clip_share": logs["policy/clipfrac_avg"],
         "value_loss": logs["loss/value_avg"],
-        "seconds": round(seconds, 3),
     }
-
-
-def progress_line(row: Row, steps: int) -> str:
-    """A row for the terminal."""
-    shown = {key: "-" if row[key] is None else f"{row[key]:.3f}" for key in ("reward/proxy", "reward/gold")}
-    return (
-        f"step {row['step']:>3}/{steps}  proxy {shown['reward/proxy']}  gold {shown['reward/gold']}  "
-        f"kl {row['kl']:6.2f}  tokens {row['response_tokens']:5.1f}  finished {row['finished_share']:4.0%}  "
-        f"{row['seconds']:.1f} s"
-    )
-
-
-def save_adapter(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write LoRA weights (safetensors) and tokenizer into ``folder``, which appears only when complete."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        policy.save_pretrained(str(temporary))
-        tokenizer.save_pretrained(temporary)
-        os.rename(temporary, folder)
-        folder.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is closed to others
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def compare(before: PolicyEvaluation, after: PolicyEvaluation, *, seed: int) -> dict[str, Any]:
-    """Both evaluations side by side; gains are paired by prompt (`policy.evaluate.paired_difference`)."""
-    found: dict[str, Any] = {}
-    for name in ("gold", "proxy"):
-        first, second = getattr(before, f"{name}_P"), getattr(after, f"{name}_P")
-        found[f"{name}_before"] = _estimate(mean_estimate(first, seed=seed))
-        found[f"{name}_after"] = _estimate(mean_estimate(second, seed=seed))
-        found[f"{name}_gain"] = _estimate(paired_difference(first, second, seed=seed))
-    for name in ("finished_share", "mean_tokens"):
-        found[f"{name}_before"], found[f"{name}_after"] = getattr(before, name), getattr(after, name)
-    return found
-
-
-def write_samples(path: Path, before: PolicyEvaluation, after: PolicyEvaluation) -> None:
-    """One line a test prompt: its responses before and after with both rewards (null where masked)."""
-
-    def responses(evaluation: PolicyEvaluation, place: int) -> list[dict[str, Any]]:
-        columns = zip(evaluation.completions[place], evaluation.gold_PS[place], evaluation.proxy_PS[place], strict=True)
-        return [
-            {"text": one.text, "finished": one.finished, "gold": _number(gold), "proxy": _number(proxy)}
-            for one, gold, proxy in columns
-        ]
-
-    lines = [
-        {
-            "prompt_id": prompt.prompt_id,
-            "prompt": prompt.prompt,
-            "before": responses(before, place),
-            "after": responses(after, place),
-        }
-        for place, prompt in enumerate(before.prompts)
-    ]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Proxy and gold reward, KL, and response length over the updates, as a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: it would choose a window system
-
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    reward, kl, length = figure.subplots(1, 3)
-    panels = (
-        (reward, "mean reward of the rollouts", (("reward/proxy", "reward model"), ("reward/gold", "judge"))),
-        (kl, "KL to the starting policy (nats a response)", (("kl", ""),)),
-        (length, "tokens a response", (("response_tokens", ""),)),
-    )
-    steps = [row["step"] for row in rows]
-    for axes, title, lines in panels:
-        for key, label in lines:
-            heights = [math.nan if row[key] is None else row[key] for row in rows]
-            dashes = "--" if key == "reward/gold" else "-"  # so that one line shows under the other
-            axes.plot(steps, heights, dashes, marker="o", markersize=3, label=label)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("update")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    reward.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-
-
-def _evaluate(
-    config: PolicyConfig,
-    model: Any,  # PreTrainedModel, or PeftModel, which passes its calls on to one
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[RubricPrompt],
-    judge: Judge,
-    scorer: Scorer,
-) -> PolicyEvaluation:
-    return evaluate_policy(
-        model,
-        tokenizer,
-        prompts,
-        judge=judge,
-        scorer=scorer,
-        samples=config.eval_samples,
-        max_new_tokens=config.response_length,
-        temperature=config.temperature,
-        seed=config.seed,
-        progress=True,
-    )
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    """Mean of what is not NaN; None if nothing is left."""
-    known = [float(value) for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else None
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _estimate(found: Estimate) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in asdict(found).items()}

@@ -29,6 +29,14 @@ def linear_maps(model: nn.Module, layers: Any, top_layers: int | None = None) ->
     return [name for name, module in model.named_modules() if module in chosen]
 
 
+def lora_config(
+    model: Any, layers: Any, *, rank: int, alpha: int, top_layers: int | None = None, task_type: str | None = None
+) -> LoraConfig:
+    """The adapters that `attach_lora` puts on ``model``, for who attaches them elsewhere."""
+    targets = linear_maps(model, layers, top_layers)
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task_type)
+
+
 def attach_lora(
     model: Any, layers: Any, *, rank: int, alpha: int, top_layers: int | None = None, task_type: str | None = None
 ) -> PeftModel:
@@ -36,8 +44,8 @@ def attach_lora(
 
     ``top_layers``: only of so many last layers, which spares the backward pass the ones below; None means all.
     """
-    targets = linear_maps(model, layers, top_layers)
-    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task_type))
+    shape = lora_config(model, layers, rank=rank, alpha=alpha, top_layers=top_layers, task_type=task_type)
+    adapted = get_peft_model(model, shape)
     compute_in_backbone_dtype(adapted)
     return adapted
 

@@ -12,7 +12,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy import ppo
+from policy import ppo, stage
 from policy.adapter import Rollout
 from policy.config import PolicyConfig
 from policy.evaluate import PolicyEvaluation
@@ -132,13 +132,13 @@ def test_the_switch_reaches_scorer_and_judge(config, monkeypatch, on):
     seen = {}
     monkeypatch.setattr(RubricScorer, "from_pretrained", lambda _, **options: seen.update(options))
     monkeypatch.setattr(ppo, "RubricRewardAdapter", lambda *_: None)
-    monkeypatch.setattr(ppo, "load_causal_lm", lambda *_, **__: SimpleNamespace(to=lambda _: None))
+    monkeypatch.setattr(stage, "load_causal_lm", lambda *_, **__: SimpleNamespace(to=lambda _: None))
 
-    def stop(*arguments):
-        seen["judge"] = arguments[4]
+    def stop(config, cast, model):
+        seen["judge"] = cast.judge
         raise UserError("seen enough")
 
-    monkeypatch.setattr(ppo, "_evaluate", stop)
+    monkeypatch.setattr(stage, "evaluate", stop)
     config.use_verifiers = on
     with pytest.raises(UserError, match="seen enough"):
         ppo.run_ppo(config)
@@ -175,13 +175,13 @@ def test_a_row_of_metrics_by_hand():
         Rollout(PROMPT, "d", 0.5, 6, False),
     ]
     logs = {
-        "episode": 8,
         "objective/kl": 1.5,
         "objective/entropy": 30.0,
         "policy/clipfrac_avg": 0.1,
         "loss/value_avg": 0.2,
     }
-    row = ppo.step_row(2, logs, rollouts, [0.2, math.nan, 0.4], seconds=3.14159)
+    own = ppo.describe(logs, rollouts)
+    row = stage.step_row(2, rollouts, [0.2, math.nan, 0.4], own, seconds=3.14159)
     assert row == {
         "step": 2,
         "episode": 8,
@@ -197,23 +197,24 @@ def test_a_row_of_metrics_by_hand():
         "value_loss": 0.2,
         "seconds": 3.142,
     }
-    assert ppo.progress_line(row, 14) == (
+    assert stage.progress_line(row, 14) == (
         "step   2/14  proxy 0.500  gold 0.300  kl   1.50  tokens   4.5  finished  50%  3.1 s"
     )
-    assert ppo.step_row(2, logs, rollouts, [math.nan], seconds=1.0)["reward/gold"] is None
+    assert "kl      -  tokens" in stage.progress_line({**row, "kl": None}, 14)
+    assert stage.step_row(2, rollouts, [math.nan], own, seconds=1.0)["reward/gold"] is None
 
 
 def test_the_gold_sample_is_the_same_for_a_seed_and_changes_with_the_update():
     rollouts = [Rollout(PROMPT, str(number), 0.5, 1, True) for number in range(40)]
     drawn = {
-        (seed, step): [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=seed, step=step)]
+        (seed, step): [one.response for one in stage.sample_rollouts(rollouts, 8, seed=seed, step=step)]
         for seed in (0, 1)
         for step in (1, 2)
     }
     assert all(len(set(texts)) == 8 for texts in drawn.values())
     assert len({tuple(texts) for texts in drawn.values()}) == 4
-    assert [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=0, step=1)] == drawn[0, 1]
-    assert ppo.sample_rollouts(rollouts, 99, seed=0, step=1) == rollouts
+    assert [one.response for one in stage.sample_rollouts(rollouts, 8, seed=0, step=1)] == drawn[0, 1]
+    assert stage.sample_rollouts(rollouts, 99, seed=0, step=1) == rollouts
 
 
 def test_few_prompts_are_repeated_until_they_fill_a_batch(tiny_backbone):
@@ -230,7 +231,7 @@ def test_the_two_evaluations_are_paired_by_prompt():
         gold = np.array(gold)[:, None]
         return PolicyEvaluation([PROMPT] * 3, [[ended]] * 3, gold, np.zeros((3, 1)), np.full((3, 1), 5))
 
-    found = ppo.compare(evaluation([0.0, 0.5, 0.25]), evaluation([0.25, 0.75, 0.5]), seed=0)
+    found = stage.compare(evaluation([0.0, 0.5, 0.25]), evaluation([0.25, 0.75, 0.5]), seed=0)
     assert found["gold_gain"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
     assert found["gold_before"]["value"] == 0.25
     assert found["proxy_gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}

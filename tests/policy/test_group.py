@@ -1,0 +1,187 @@
+"""GRPO and RLOO on a random model, through the command line: updates, a stop in the middle, and bad input."""
+
+import json
+import math
+import os
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from policy import group, stage
+from policy.adapter import Rollout
+from policy.cli import main
+from policy.config import GrpoConfig, RlooConfig
+from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
+from policy.prompts import RubricPrompt
+from policy.reward import reward_dataset
+from rm.scorer import RubricScorer
+from rubric_data.errors import UserError
+from rubric_data.io import write_judged
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
+
+RUBRIC = Rubric(
+    criteria=(
+        Criterion(id="commas", text="has no comma", verifier=Verifier(name="ifeval:punctuation:no_comma")),
+        Criterion(id="tone", text="is friendly", tags=("tone",)),
+    )
+)
+PROMPT = RubricPrompt("p", "Say it.", RUBRIC)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def command(tmp_path, tiny_backbone, monkeypatch):
+    """Arguments of a run of three updates, whose reward model is an untrained one."""
+    untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
+    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
+    records = [
+        JudgedResponse(
+            prompt_id=f"p{number}",
+            prompt=f"Name fruit number {number}.",
+            response_id=f"p{number}-r",
+            response="A pear.",
+            rubric=RUBRIC,
+            split=split,
+        )
+        for number, split in enumerate(["train"] * 2 + ["validation"] + ["test"])
+    ]
+    write_judged(tmp_path / "data.jsonl", records)
+    options = {
+        "reward_model": tiny_backbone,
+        "policy": tiny_backbone,
+        "data": tmp_path / "data.jsonl",
+        "steps": 3,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "group_size": 2,  # four groups in an update, of three prompts
+        "response_length": 6,
+        "learning_rate": 1e-2,
+        "lora_rank": 2,
+        "gold_sample": 4,
+        "eval_samples": 2,
+        "save_steps": 1,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_two_updates_end_to_end(method, command, tmp_path, tiny_backbone, capsys):
+    run = tmp_path / "run"
+    assert main([method, *command, "--steps", "2", "--output", str(run)]) == 0
+    rows = read_lines(run / "metrics.jsonl")
+    assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 8, 4), (2, 16, 4)]
+    for row in rows:
+        assert 0 < row["reward/proxy"] < 1 and 0 <= row["reward/gold"] <= 1
+        assert 0 < row["criteria/tone"] < 1 and 0 <= row["criteria/has no comma"] <= 1
+        assert row["reward/proxy"] == pytest.approx((row["criteria/tone"] + row["criteria/has no comma"]) / 2)
+        assert 1 <= row["response_tokens"] <= 6
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-2)  # the first rollouts are the starting policy's own
+    assert abs(rows[1]["kl"]) > 0.1
+    result = json.loads((run / "result.json").read_text())
+    assert (result["steps"], result["prompts_trained"], result["prompts_evaluated"]) == (2, 3, 1)
+    assert capsys.readouterr().out.count("/2  proxy 0.") == 2
+    names = {path.name for path in run.iterdir()}
+    assert {"adapter", "checkpoints", "config.json", "curves.png", "metrics.jsonl", "samples.jsonl"} < names
+    base = AutoModelForCausalLM.from_pretrained(tiny_backbone)
+    inputs = AutoTokenizer.from_pretrained(run / "adapter")("Name fruit", return_tensors="pt")
+    before = base(**inputs).logits
+    assert (PeftModel.from_pretrained(base, run / "adapter")(**inputs).logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_path, monkeypatch):
+    whole, stopped = ([method, *command, "--output", str(tmp_path / name)] for name in ("whole", "stopped"))
+    assert main(whole) == 0
+    write, wrote = group.StepLog.on_log, []
+
+    def interrupt(self, args, state, control, **rest):
+        write(self, args, state, control, **rest)
+        wrote.append(state.global_step)
+        if wrote == [1, 2]:
+            raise KeyboardInterrupt  # the second row is written, its checkpoint is not
+
+    monkeypatch.setattr(group.StepLog, "on_log", interrupt)
+    assert main(stopped) == 130
+    assert [row["step"] for row in read_lines(tmp_path / "stopped" / "metrics.jsonl")] == [1, 2]
+    assert main([*stopped, "--resume", "true"]) == 0
+    rows, again = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped"))
+    for row, other in zip(rows, again, strict=True):
+        assert {**other, "seconds": 0} == pytest.approx({**row, "seconds": 0}, rel=1e-3)
+    after = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped")]
+    assert after[0]["proxy_after"] == pytest.approx(after[1]["proxy_after"])
+    assert main([*stopped, "--resume", "true"]) == 0  # stopped once training was over
+    assert read_lines(tmp_path / "stopped" / "metrics.jsonl") == again
+
+
+def test_a_row_of_metrics_by_hand():
+    rollouts = [Rollout(PROMPT, "a", 0.5, 2, True), Rollout(PROMPT, "b", math.nan, 4, False)]
+    logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan, "criteria/tone": 0.75}
+    assert describe({**logs, "reward": 0.5}, rollouts) == {
+        "kl": 1.5,
+        "entropy": 6.0,
+        "same_reward_share": 0.25,
+        "grad_norm": None,
+        "criteria/tone": 0.75,
+    }
+    assert describe({}, rollouts)["kl"] is None  # with kl_coef 0, TRL measures none
+
+
+def test_rollouts_are_kept_until_taken():
+    class Scripted:
+        __name__ = "rubric_reward"
+
+        def __call__(self, prompts, completions, rubric):
+            assert rubric == ["r", "r"]
+            return [0.5, None]
+
+    recorded = RecordedReward(Scripted(), [PROMPT], end_token=2)
+    answers = [[{"role": "assistant", "content": " A. "}], [{"role": "assistant", "content": "B"}]]
+    assert recorded([PROMPT.prompt] * 2, answers, [[5, 2], [5, 6, 7]], [0, 0], rubric=["r", "r"]) == [0.5, None]
+    first, second = recorded.take_rollouts()
+    assert first == Rollout(PROMPT, "A.", 0.5, 2, True)
+    assert math.isnan(second.reward) and (second.tokens, second.finished) == (3, False)
+    assert recorded.take_rollouts() == []
+
+
+def test_rows_after_the_checkpoint_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert rows_until(None, path) == [] and path.read_text() == ""
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # killed while it wrote the third
+    assert rows_until(tmp_path / "checkpoint-1", path) == [{"step": 1}]
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_all_prompts_come_before_any_comes_again():
+    order = prompt_order(3, 8, seed=0)
+    assert sorted(order[:3]) == sorted(order[3:6]) == [0, 1, 2] and len(set(order[6:])) == 2
+    assert prompt_order(3, 5, seed=0) == order[:5]
+    assert prompt_order(3, 8, seed=1) != order
+    rows = reward_dataset([PROMPT, PROMPT], [1, 0, 1])
+    assert rows["place"] == [1, 0, 1] and reward_dataset([PROMPT, PROMPT])["place"] == [0, 1]
+    assert rows[0]["prompt"] == [{"role": "user", "content": "Say it."}]
+    assert Rubric.model_validate_json(rows[0]["rubric"]) == RUBRIC
+
+
+def test_bad_groups_are_refused(command, tmp_path, capsys):
+    for options, message in (
+        (["--group_size", "1"], "group_size: must be at least 2, got 1"),
+        (["--group_size", "3"], "batch_size: 8 is no multiple of group_size 3"),
+        (["--save_steps", "0"], "save_steps: must be at least 1, got 0"),
+    ):
+        assert main(["grpo", *command, "--output", str(tmp_path / "run"), *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", [GrpoConfig, RlooConfig])
+def test_defaults_are_whole_groups(kind):
+    config = kind("model", "run")
+    stage.check(config)
+    check_groups(config)
+    with pytest.raises(UserError, match="RL needs samples that differ"):
+        stage.check(kind("model", "run", temperature=0.0))
