@@ -74,11 +74,7 @@ def contexts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricPrompt]
 ) -> dict[tuple[int, ...], RubricPrompt]:
     """The prompts by their token ids. Raises UserError where ids would not tell the rubric (see the adapter)."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"policy tokenizer: pad token {tokenizer.pad_token!r} must differ from the end token "
-            f"{tokenizer.eos_token!r}, or a finished response looks like padding; set another pad_token and save it"
-        )
+    check_padding(tokenizer)
     known: dict[tuple[int, ...], RubricPrompt] = {}
     for prompt in prompts:
         ids = tuple(encode_prompt(tokenizer, prompt.prompt))
@@ -100,6 +96,15 @@ def contexts(
                 "use a chat template that ends the user's turn"
             )
     return known
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if padding cannot be told from the end of a response."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"policy tokenizer: pad token {tokenizer.pad_token!r} must differ from the end token "
+            f"{tokenizer.eos_token!r}, or a finished response looks like padding; set another pad_token and save it"
+        )
 
 
 class _ScoringBackbone(nn.Module):

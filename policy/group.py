@@ -15,7 +15,7 @@ import numpy as np
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 
-from policy.adapter import Rollout
+from policy.adapter import Rollout, check_padding
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
 from policy.prompts import RubricPrompt
 from policy.reward import RubricReward, Told, completion_text, reward_dataset
@@ -54,6 +54,7 @@ def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
     check(config, ("save_steps",))
     check_groups(config)
     cast = load(config)
+    check_padding(cast.tokenizer)
     reward = RubricReward(cast.scorer)
     reward.check(prompt.rubric.model_dump_json() for prompt in cast.training)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
