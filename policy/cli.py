@@ -459,6 +459,7 @@ _KNOWN_WARNINGS = (
 )
 _KNOWN_LOGS = (
     ("transformers.generation.utils", "Passing `generation_config` together with"),  # trl's PPO does
+    ("transformers.trainer_utils", "The tokenizer has new PAD/BOS/EOS tokens"),  # SmolLM2's bos, which nothing reads
 )
 
 
