@@ -39,6 +39,7 @@ from rubric_data.config import (
     DataSplitConfig,
     DiffConfig,
     GenerateConfig,
+    InteractionsConfig,
     JudgeConfig,
     LedgerExportConfig,
     LedgerStatsConfig,
@@ -155,6 +156,13 @@ STAGES = {
         "what changes nothing last.",
         "--data runs/judge/judged.jsonl --output runs/ablate",
         tabulates=True,
+    ),
+    "rubric interactions": Stage(
+        InteractionsConfig,
+        "rubric_data.interactions:run_interactions",
+        "Explains the overall verdict beyond the weighted mean of the other criteria by products of two verdicts "
+        "each (ridge regression), and says how much is left unexplained on held-out prompts.",
+        "--data runs/judge/judged.jsonl --output runs/interactions.json",
     ),
     "data filter": Stage(
         FilterConfig,

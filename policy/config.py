@@ -8,6 +8,23 @@ from rubric_data.config import EMBEDDED, JudgeConfig
 
 
 @dataclass
+class AggregationConfig:
+    """From P(met) of each criterion to the reward that is paid; by default their weighted mean. See docs/rewards.md."""
+
+    weights: Literal["rubric", "categories"] = "rubric"  # their own, or those of RaR by tag: essential, important, ...
+    implicit: bool = False  # pay the criteria tagged 'overall' alone
+    saturation: float = 0.0  # rate of diminishing returns within each criterion; 0 pays in proportion
+    headroom: float = 0.0  # criteria weigh (1 - s)^headroom, s what the policy has reached of them; 0 leaves weights
+    interactions: str | None = None  # file of `rubric interactions`: what pairs of criteria add or take
+    veto: Literal["soft", "hard", "off"] = "soft"  # multiply by P(met) of veto criteria; pay 0 below the threshold
+    veto_threshold: float = 0.5  # of hard vetoes
+    top_share: float | None = None  # of the scale that rewards above top_from are stretched to; unset leaves them
+    top_from: float = 0.75  # where the top region begins
+    pessimism: float = 0.0  # standard deviations, by the model's posterior, taken off the reward
+    dropout: float = 0.0  # share of the criteria left out, drawn anew for each prompt and update
+
+
+@dataclass
 class PolicyConfig:
     """Train a policy by PPO on the reward model's reward, beside the judge's on a sample."""
 
@@ -37,7 +54,8 @@ class PolicyConfig:
     gold_sample: int = 16  # rollouts of an update that the judge also scores
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all
-    seed: int = 0  # of sampling and of the order of prompts
+    seed: int = 0  # of sampling, of the order of prompts and of dropout
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
 
 @dataclass

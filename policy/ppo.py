@@ -37,10 +37,12 @@ from transformers import (
 )
 
 from policy.adapter import Rollout, RubricRewardAdapter, Scorer
+from policy.aggregation import check_rubrics
 from policy.config import PolicyConfig
 from policy.critic import FrozenCritic
 from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts
+from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.fused import fuse
 from rm.judging import build_judge
@@ -86,6 +88,8 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     for prompts, splits in ((training, "train or validation"), (held_out, "test")):
         if not prompts:
             raise UserError(f"{config.data}: has no prompts in split {splits}; give the records' split field")
+    rewards = StepRewards(config.aggregation, config.seed)
+    check_rubrics(rewards.aggregate, (prompt.rubric for prompt in training))
     if config.use_verifiers:
         check_verifiers(records)
     criteria = [criterion for prompt in (*training, *held_out) for criterion in prompt.rubric.criteria]
@@ -101,7 +105,9 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     scorer = RubricScorer.from_pretrained(
         config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
     )
-    adapter = RubricRewardAdapter(scorer, tokenizer, training)
+    if config.aggregation.pessimism and not scorer.tells_doubt:
+        raise UserError(NO_POSTERIOR)
+    adapter = RubricRewardAdapter(scorer, tokenizer, training, rewards)
     judge: Judge = build_judge(
         JudgeConfig(config.output, judge=config.judge, model=config.judge_model, base_url=config.judge_base_url)
     )
@@ -158,6 +164,11 @@ def check(config: PolicyConfig) -> None:
         raise UserError(f"lora_layers: must be at least 1, got {config.lora_layers}; raise it or leave it out")
     if config.temperature <= 0:
         raise UserError(f"temperature: must be positive, got {config.temperature}; PPO needs samples that differ")
+    if config.reward != "proxy" and not is_default(config.aggregation):
+        raise UserError(
+            f"reward: {config.reward!r} is of the rubric's weighted mean, and aggregation pays something else; "
+            "set reward to proxy, or leave aggregation at its defaults"
+        )
 
 
 def train(
@@ -285,9 +296,10 @@ def step_row(
         "step": step,
         "episode": int(logs["episode"]),
         "reward/proxy": _mean(proxy),
+        "reward/paid": _mean(rollout.paid for rollout in rollouts),
         "reward/gold": _mean(gold),
         "reward/gold_n": sum(not math.isnan(reward) for reward in gold),
-        "reward/masked": sum(math.isnan(reward) for reward in proxy),
+        "reward/masked": sum(math.isnan(rollout.paid) for rollout in rollouts),
         "kl": logs["objective/kl"],
         "entropy": logs["objective/entropy"],
         "response_tokens": _mean([rollout.tokens for rollout in rollouts]),

@@ -12,9 +12,9 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy import ppo
+from policy import cli, ppo
 from policy.adapter import Rollout
-from policy.config import PolicyConfig
+from policy.config import AggregationConfig, PolicyConfig
 from policy.evaluate import PolicyEvaluation
 from policy.prompts import RubricPrompt, encode_prompt
 from rm.sampling import Completion
@@ -96,6 +96,7 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
     for row in rows:
         assert 0 < row["reward/proxy"] < 1
+        assert row["reward/paid"] == row["reward/proxy"]  # the default
         assert 0 <= row["reward/gold"] <= 1
         assert 1 <= row["response_tokens"] <= 6
         assert row["seconds"] > 0
@@ -125,6 +126,18 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
 
     with pytest.raises(UserError, match="holds a run already"):
         ppo.run_ppo(config)
+
+
+def test_an_aggregation_changes_what_is_paid_and_not_what_is_measured(config, tmp_path, capsys):
+    options = {**vars(config), "aggregation.saturation": 3.0, "steps": 1, "eval_prompts": 1, "eval_samples": 1}
+    given = {name: value for name, value in options.items() if name != "aggregation" and value is not None}
+    argv = [f"--{name}={str(value).lower() if value in (True, False) else value}" for name, value in given.items()]
+    assert cli.main(["ppo", *argv]) == 0, capsys.readouterr().err
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert row["reward/proxy"] + 0.05 < row["reward/paid"] < 1  # half the credit is .82 of the pay
+    sample = read_lines(tmp_path / "run" / "samples.jsonl")[0]["before"][0]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["proxy_before"]["value"] == sample["proxy"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["aggregation"]["saturation"] == 3.0
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -169,10 +182,10 @@ def test_a_broken_verifier_stops_before_anything_is_loaded_and_a_useless_model_i
 
 def test_a_row_of_metrics_by_hand():
     rollouts = [
-        Rollout(PROMPT, "a", 0.25, 4, True),
-        Rollout(PROMPT, "b", math.nan, 6, False),
-        Rollout(PROMPT, "c", 0.75, 2, True),
-        Rollout(PROMPT, "d", 0.5, 6, False),
+        Rollout(PROMPT, "a", 0.25, 4, True, 0.0),
+        Rollout(PROMPT, "b", math.nan, 6, False, math.nan),
+        Rollout(PROMPT, "c", 0.75, 2, True, 1.0),
+        Rollout(PROMPT, "d", 0.5, 6, False, 0.2),
     ]
     logs = {
         "episode": 8,
@@ -186,6 +199,7 @@ def test_a_row_of_metrics_by_hand():
         "step": 2,
         "episode": 8,
         "reward/proxy": 0.5,
+        "reward/paid": pytest.approx(0.4),
         "reward/gold": pytest.approx(0.3),
         "reward/gold_n": 2,
         "reward/masked": 1,
@@ -204,7 +218,7 @@ def test_a_row_of_metrics_by_hand():
 
 
 def test_the_gold_sample_is_the_same_for_a_seed_and_changes_with_the_update():
-    rollouts = [Rollout(PROMPT, str(number), 0.5, 1, True) for number in range(40)]
+    rollouts = [Rollout(PROMPT, str(number), 0.5, 1, True, 0.5) for number in range(40)]
     drawn = {
         (seed, step): [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=seed, step=step)]
         for seed in (0, 1)
@@ -252,6 +266,10 @@ def test_a_trl_without_ppo_is_said_with_the_versions_that_have_it(config, monkey
         ({"temperature": 0.0}, "temperature: must be positive, got 0.0"),
         ({"eval_prompts": 0}, "eval_prompts: must be at least 1, got 0"),
         ({"data": "missing.jsonl"}, "missing.jsonl"),
+        ({"aggregation": AggregationConfig(dropout=1.0)}, "aggregation.dropout: must be at least 0 and below 1"),
+        ({"aggregation": AggregationConfig(weights="categories")}, "criterion 'commas': needs one of the tags"),
+        ({"aggregation": AggregationConfig(pessimism=1.0)}, "no posterior to tell its doubt"),
+        ({"aggregation": AggregationConfig(dropout=0.5), "reward": "lower_bound"}, "reward: 'lower_bound' is of the"),
         ({"policy": "no/such/model"}, "model 'no/such/model': cannot be loaded"),
     ],
 )
