@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from policy.config import AggregationConfig
-from policy.prompts import RubricPrompt, encode_prompt
+from policy.prompts import RubricPrompt, encode_prompt, require_pad
 from policy.step_rewards import StepRewards
 from rm.scorer import Scored
 from rubric_data.errors import UserError
@@ -88,11 +88,7 @@ def contexts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricPrompt]
 ) -> dict[tuple[int, ...], RubricPrompt]:
     """The prompts by their token ids. Raises UserError where ids would not tell the rubric (see the adapter)."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"policy tokenizer: pad token {tokenizer.pad_token!r} must differ from the end token "
-            f"{tokenizer.eos_token!r}, or a finished response looks like padding; set another pad_token and save it"
-        )
+    require_pad(tokenizer)
     known: dict[tuple[int, ...], RubricPrompt] = {}
     for prompt in prompts:
         ids = tuple(encode_prompt(tokenizer, prompt.prompt))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, DemoConfig, PolicyConfig
+from policy.config import DEMO_SETS, BonConfig, DemoConfig, PolicyConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -254,6 +254,15 @@ STAGES = {
         "Reads the prompts, responses and rubrics of a file; needs no verdicts in it. Criteria with a verifier are "
         "answered by code, and marked so.",
         "--model runs/train/model --data my.jsonl --output scored.jsonl",
+    ),
+    "bon": Stage(
+        BonConfig,
+        "policy.bon:run_bon",
+        "The curve is the expected reward of the best of n, by the model and, where the responses carry verdicts, by "
+        "the judge. pairs.jsonl is what TRL's DPOTrainer reads, accepted.jsonl its SFTTrainer; what is left out of "
+        "them is counted. --policy samples responses first, and --resume true goes on after an interruption.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/bon",
+        tabulates=True,
     ),
     "ppo": Stage(
         PolicyConfig,

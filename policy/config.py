@@ -94,3 +94,27 @@ DEMO_SETS = (
     "policy.data",
     "policy.output",
 )
+
+
+@dataclass
+class BonConfig:
+    """Choose each prompt's best responses by the reward model: best-of-n, data for SFT, preference pairs for DPO."""
+
+    reward_model: str  # model folder of a training run
+    output: str  # run folder; best.jsonl, accepted.jsonl, pairs.jsonl, report.json and bon.png are written into it
+    data: str = "builtin"  # responses with rubrics (.jsonl or .parquet), several a prompt; with --policy prompts do
+    split: Literal["all", "train", "validation", "test"] = "all"  # whose prompts
+    reward: RewardKind = "proxy"  # what chooses: mean of the verdicts; the judge's expected reward; its lower bound
+    use_verifiers: bool = True  # criteria with a verifier are answered by code; false asks the model all of them
+    policy: str | None = None  # samples responses first: model folder, hub id or 'smollm2'; unset: those of the data
+    samples: int = 8  # policy: responses to each prompt
+    response_length: int = 256  # policy: most new tokens of a response
+    temperature: float = 1.0  # policy: of sampling
+    threshold: float | None = None  # accept responses of at least this reward; unset: by share
+    share: float | None = None  # accept the best share of each prompt's responses; unset, without threshold too: 0.25
+    pairs: Literal["best-worst", "all"] = "best-worst"  # of each prompt, one pair or every ordered pair
+    margin: float = 0.05  # least difference of the rewards in a pair, which lie in [0, 1]
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass of the reward model
+    seed: int = 0  # of the order of tied responses, of sampling and of the resamples
+    resume: bool = False  # go on with an interrupted run; what was sampled is kept
