@@ -36,7 +36,7 @@ class Rollout:
     """One response of the policy as the reward model saw it.
 
     ``reward`` in [0, 1], NaN where the scorer gave none; ``tokens`` counts the end token; ``finished``: whether
-    the response has one.
+    the response has one. ``doubt``: standard deviation of the reward by the model's posterior, NaN without one.
     """
 
     prompt: RubricPrompt
@@ -44,6 +44,7 @@ class Rollout:
     reward: float
     tokens: int
     finished: bool
+    doubt: float = math.nan
 
 
 class RubricRewardAdapter(nn.Module):
@@ -125,10 +126,11 @@ class _ScoringBackbone(nn.Module):
             [prompt.rubric for prompt, _ in rows],
         )
         rewards = [item.reward for item in scored]
+        doubts = [math.nan if item.doubt is None else item.doubt.reward for item in scored]
         eos = self._tokenizer.eos_token_id
         self.rollouts += [
-            Rollout(prompt, self._text(ids), reward, len(ids), eos in ids)
-            for (prompt, ids), reward in zip(rows, rewards, strict=True)
+            Rollout(prompt, self._text(ids), reward, len(ids), eos in ids, doubt)
+            for (prompt, ids), reward, doubt in zip(rows, rewards, doubts, strict=True)
         ]
         reward_B = torch.tensor(fill_missing(rewards), dtype=torch.float32, device=input_ids.device)
         hidden_BT1 = reward_B[:, None, None].expand(-1, input_ids.shape[1], 1)
