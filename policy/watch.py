@@ -58,12 +58,12 @@ class GoldEstimate:
     ``judged``: rollouts with a gold reward. ``degrees`` of freedom of both variances: judged prompts less one.
     """
 
-    gold: float
-    variance: float
-    divergence: float
-    divergence_variance: float
-    judged: int
-    degrees: int
+    gold: float = math.nan
+    variance: float = math.nan
+    divergence: float = math.nan
+    divergence_variance: float = math.nan
+    judged: int = 0
+    degrees: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -83,14 +83,14 @@ def estimate_gold(
     proxy is taken for the mean of the others.
 
     The variance is over both draws, of rollouts from the policy and of the judged from them, with prompts as clusters:
-    P/(P-1) times the sum over prompts of squared sums of (psi - mean psi) / N, where psi = lambda p + b for most, and
-    + weight (g - lambda p - b) for the judged, b being the weighted mean. P counts judged prompts, and one more with
-    an error of half the range is added, as no difference among a few says little.
+    P/(P-1) times the sum over prompts of squared sums of (psi - mean psi) / N. psi is lambda p + b, for the judged with
+    weight (g - lambda p - b) on top; b is the weighted mean of g - lambda p. P counts judged prompts, and one more that
+    is off by half the range is added, as no difference among a few says little.
     """
     judged_N = ~np.isnan(gold_N)
     prompts = len(np.unique(prompt_N[judged_N]))
     if not prompts:
-        return GoldEstimate(*[math.nan] * 4, judged=0, degrees=0)
+        return GoldEstimate()
     proxy_N = _filled(proxy_N)
     weight_N = np.where(judged_N, 1 / chance_N, 0.0)
     weight_N *= len(weight_N) / weight_N.sum()

@@ -46,7 +46,7 @@ class GoldWatch:
     def look(self, step: int, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Judge update ``step`` (from 1), if a look is due; its part of a row of metrics.jsonl."""
         self._alarm = None
-        estimate, failed = GoldEstimate(*[math.nan] * 4, judged=0, degrees=0), 0
+        estimate, failed = GoldEstimate(), 0
         if rollouts and is_due(step, self._looks, self._steps):
             estimate, failed = self._ask(step, rollouts)
         if estimate.degrees:
