@@ -139,7 +139,7 @@ def run(tmp_path, data, backbone, on_alarm):
         "output": tmp_path / on_alarm,
         "steps": 4,
         "batch_size": 16,
-        "micro_batch_size": 16,
+        "micro_batch_size": 8,
         "ppo_epochs": 1,
         "response_length": 3,
         "learning_rate": 1e-2,
