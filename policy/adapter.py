@@ -39,6 +39,7 @@ class Rollout:
 
     ``reward`` in [0, 1], NaN where the scorer gave none; ``tokens`` counts the end token; ``finished``: whether
     the response has one. ``paid`` is what PPO gets, NaN likewise: the same, unless the aggregation says otherwise.
+    ``doubt``: standard deviation of ``reward`` by the model's posterior, NaN without one.
     """
 
     prompt: RubricPrompt
@@ -47,6 +48,7 @@ class Rollout:
     tokens: int
     finished: bool
     paid: float
+    doubt: float = math.nan
 
 
 class RubricRewardAdapter(nn.Module):
@@ -138,10 +140,11 @@ class _ScoringBackbone(nn.Module):
         rubrics = [prompt.rubric for prompt, _ in rows]
         scored = self._score([prompt.prompt for prompt, _ in rows], [self._text(ids) for _, ids in rows], rubrics)
         paid = self._rewards(rubrics, scored, [prompt.prompt_id for prompt, _ in rows], self.step)
+        doubts = [math.nan if item.doubt is None else item.doubt.reward for item in scored]
         eos = self._tokenizer.eos_token_id
         self.rollouts += [
-            Rollout(prompt, self._text(ids), item.reward, len(ids), eos in ids, reward)
-            for (prompt, ids), item, reward in zip(rows, scored, paid, strict=True)
+            Rollout(prompt, self._text(ids), item.reward, len(ids), eos in ids, reward, doubt)
+            for (prompt, ids), item, reward, doubt in zip(rows, scored, paid, doubts, strict=True)
         ]
         reward_B = torch.tensor(fill_missing(paid), dtype=torch.float32, device=input_ids.device)
         hidden_BT1 = reward_B[:, None, None].expand(-1, input_ids.shape[1], 1)

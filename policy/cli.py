@@ -268,7 +268,8 @@ STAGES = {
         PolicyConfig,
         "policy.ppo:run_ppo",
         "Logs at every update the reward model's reward (proxy), the judge's reward (gold) and the KL to the "
-        "starting policy; compares gold reward on held-out prompts before and after.",
+        "starting policy; compares gold reward on held-out prompts before and after. Gold is estimated from a few "
+        "judged rollouts, with an interval and an alarm when it declines (docs/watch.md).",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/ppo",
     ),
     "demo": Stage(

@@ -51,7 +51,9 @@ class PolicyConfig:
     lora_rank: int = 16  # of the adapter
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
-    gold_sample: int = 16  # rollouts of an update that the judge also scores
+    gold_sample: int = 16  # rollouts of an update that the judge also scores, drawn with preference for tail and doubt
+    gold_budget: int | None = None  # such rollouts in the whole run: some updates are not judged; unset judges all
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"  # when gold has declined; the last two end the run early
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all
     seed: int = 0  # of sampling, of the order of prompts and of dropout

@@ -1,20 +1,20 @@
 """The RL stage: TRL's PPO trains a policy with LoRA on the reward model's reward, watched by the judge.
 
 Owns the order of the stage, what is logged and what is written; the reward is `policy.adapter`, the value model
-`policy.critic`, the before-and-after comparison `policy.evaluate`.
+`policy.critic`, the judge in the loop `policy.watching`, the before-and-after comparison `policy.evaluate`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer), samples.jsonl (the test prompts' responses before and after), curves.png, result.json.
+tokenizer), best/step-N/ (the same of the policy with the best gold reward), samples.jsonl (the test prompts' responses
+before and after), curves.png, result.json.
 """
 
 import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -38,11 +38,13 @@ from transformers import (
 
 from policy.adapter import Rollout, RubricRewardAdapter, Scorer
 from policy.aggregation import check_rubrics
+from policy.checkpoint import BestAdapter, save_adapter
 from policy.config import PolicyConfig
 from policy.critic import FrozenCritic
-from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mean_estimate, paired_difference
+from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
+from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.fused import fuse
 from rm.judging import build_judge
@@ -70,14 +72,16 @@ _COUNTS = (
     "gold_sample",
     "eval_samples",
 )
-Row = dict[str, float | int | None]  # one line of metrics.jsonl
+_GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
+Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
 
 
 def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     """Train the policy, evaluate it on the test prompts before and after, write everything into ``config.output``.
 
     Returns what result.json holds: gold and proxy reward before, after and their gain, each as
-    ``{value, low, high}``, finished share and response length before and after, final KL, steps and seconds.
+    ``{value, low, high}``, finished share and response length before and after, final KL, the alarm if there was one,
+    steps and seconds.
     Raises UserError on bad input, before anything is written.
     """
     require_trl()
@@ -128,7 +132,7 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
         "criteria": len(criteria),
         "criteria_by_code": by_code,
         **compare(before, after, seed=config.seed),
-        "kl_final": rows[-1]["kl"],
+        **ending(rows, config.on_alarm),
         "steps": len(rows),
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
@@ -169,6 +173,12 @@ def check(config: PolicyConfig) -> None:
             f"reward: {config.reward!r} is of the rubric's weighted mean, and aggregation pays something else; "
             "set reward to proxy, or leave aggregation at its defaults"
         )
+    planned_looks(config.steps, gold_sample(config), config.gold_budget)
+
+
+def gold_sample(config: PolicyConfig) -> int:
+    """Rollouts of an update that are judged when it is looked at."""
+    return min(config.gold_sample, config.batch_size)
 
 
 def train(
@@ -196,7 +206,17 @@ def train(
         top_layers=config.lora_layers,
         task_type="CAUSAL_LM",
     )
-    log = StepLog(config, folder / "metrics.jsonl", adapter, judge)
+    sample = gold_sample(config)
+    watch = GoldWatch(
+        judge,
+        BestAdapter(policy, tokenizer, folder / "best"),
+        steps=config.steps,
+        sample=sample,
+        looks=planned_looks(config.steps, sample, config.gold_budget),
+        on_alarm=config.on_alarm,
+        seed=config.seed,
+    )
+    log = StepLog(config, folder / "metrics.jsonl", adapter, watch)
     trainer = ppo.PPOTrainer(
         args=ppo_config(ppo, config, folder, on_cpu=model.device.type == "cpu"),
         processing_class=tokenizer,
@@ -208,7 +228,8 @@ def train(
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with suppress(GoldFell):  # PPOTrainer looks at no flag that would end it
+        trainer.train()
     return policy.eval(), log.rows
 
 
@@ -250,9 +271,9 @@ def prompt_dataset(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricP
 class StepLog(TrainerCallback):
     """One row for each update: into ``path`` at once, into ``rows``, and as a line on the terminal."""
 
-    def __init__(self, config: PolicyConfig, path: Path, adapter: RubricRewardAdapter, judge: Judge) -> None:
+    def __init__(self, config: PolicyConfig, path: Path, adapter: RubricRewardAdapter, watch: GoldWatch) -> None:
         self.rows: list[Row] = []
-        self._config, self._path, self._adapter, self._judge = config, path, adapter, judge
+        self._config, self._path, self._adapter, self._watch = config, path, adapter, watch
         self._since = time.perf_counter()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -270,36 +291,26 @@ class StepLog(TrainerCallback):
             return
         now = time.perf_counter()
         rollouts = self._adapter.take_rollouts()
-        sampled = sample_rollouts(rollouts, self._config.gold_sample, seed=self._config.seed, step=state.global_step)
-        gold = gold_rewards(self._judge, [one.prompt for one in sampled], [one.response for one in sampled])
+        gold = self._watch.look(state.global_step, rollouts)
         row = step_row(state.global_step, logs, rollouts, gold, seconds=now - self._since)
         self._since = now
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
+        self._watch.act()  # last, so that the update that ends a run is on record
 
 
-def sample_rollouts(rollouts: Sequence[Rollout], size: int, *, seed: int, step: int) -> list[Rollout]:
-    """``size`` different rollouts drawn by (seed, step), in their order; all of them if there are no more."""
-    size = min(size, len(rollouts))
-    chosen = np.random.default_rng([seed, step]).choice(len(rollouts), size, replace=False)
-    return [rollouts[index] for index in sorted(chosen)]
-
-
-def step_row(
-    step: int, logs: dict[str, float], rollouts: Sequence[Rollout], gold: Sequence[float], *, seconds: float
-) -> Row:
-    """One row of metrics.jsonl. ``logs`` is TRL's own; ``gold`` are the judge's rewards of the sample."""
+def step_row(step: int, logs: dict[str, float], rollouts: Sequence[Rollout], gold: Row, *, seconds: float) -> Row:
+    """One row of metrics.jsonl. ``logs`` is TRL's own; ``gold`` is what the judge made of the rollouts."""
     proxy = [rollout.reward for rollout in rollouts]
     return {
         "step": step,
         "episode": int(logs["episode"]),
         "reward/proxy": _mean(proxy),
         "reward/paid": _mean(rollout.paid for rollout in rollouts),
-        "reward/gold": _mean(gold),
-        "reward/gold_n": sum(not math.isnan(reward) for reward in gold),
         "reward/masked": sum(math.isnan(rollout.paid) for rollout in rollouts),
+        **gold,
         "kl": logs["objective/kl"],
         "entropy": logs["objective/entropy"],
         "response_tokens": _mean([rollout.tokens for rollout in rollouts]),
@@ -316,20 +327,16 @@ def progress_line(row: Row, steps: int) -> str:
     return (
         f"step {row['step']:>3}/{steps}  proxy {shown['reward/proxy']}  gold {shown['reward/gold']}  "
         f"kl {row['kl']:6.2f}  tokens {row['response_tokens']:5.1f}  finished {row['finished_share']:4.0%}  "
-        f"{row['seconds']:.1f} s"
+        f"{row['seconds']:.1f} s" + (f"  {row['alarm']}!" if row["alarm"] else "")
     )
 
 
-def save_adapter(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write LoRA weights (safetensors) and tokenizer into ``folder``, which appears only when complete."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        policy.save_pretrained(str(temporary))
-        tokenizer.save_pretrained(temporary)
-        os.rename(temporary, folder)
-        folder.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is closed to others
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def ending(rows: Sequence[Row], on_alarm: OnAlarm) -> Row:
+    """How the updates ended: the KL of the policy that is left, the update with the best gold, the first decline."""
+    alarm, best = next((row["step"] for row in rows if row["alarm"] == DECLINE), None), rows[-1]["best_step"]
+    rolled_back = alarm is not None and on_alarm == "rollback"
+    last = next(row for row in rows if row["step"] == best) if rolled_back else rows[-1]
+    return {"kl_final": last["kl"], "best_step": best, "alarm_step": alarm, "rolled_back": rolled_back}
 
 
 def compare(before: PolicyEvaluation, after: PolicyEvaluation, *, seed: int) -> dict[str, Any]:
@@ -388,6 +395,8 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_xlabel("update")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+    low, high = ([math.nan if row[key] is None else row[key] for row in rows] for key in _GOLD_LIMITS)
+    reward.fill_between(steps, low, high, color="C1", alpha=0.15, linewidth=0)
     reward.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -84,6 +84,7 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     found = sorted(path.name for path in run.iterdir())
     assert found == [
         "adapter",
+        "best",
         "config.json",
         "curves.png",
         "metrics.jsonl",
@@ -93,11 +94,12 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     ]
 
     rows = read_lines(run / "metrics.jsonl")
-    assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
+    assert [(row["step"], row["episode"], row["reward/judged"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
     for row in rows:
         assert 0 < row["reward/proxy"] < 1
         assert row["reward/paid"] == row["reward/proxy"]  # the default
-        assert 0 <= row["reward/gold"] <= 1
+        assert row["reward/gold_low"] < row["reward/gold"] < row["reward/gold_high"]
+        assert row["reward/divergence"] == pytest.approx(row["reward/proxy"] - row["reward/gold"])
         assert 1 <= row["response_tokens"] <= 6
         assert row["seconds"] > 0
     assert rows[0]["value_loss"] > 0
@@ -194,15 +196,15 @@ def test_a_row_of_metrics_by_hand():
         "policy/clipfrac_avg": 0.1,
         "loss/value_avg": 0.2,
     }
-    row = ppo.step_row(2, logs, rollouts, [0.2, math.nan, 0.4], seconds=3.14159)
+    gold = {"reward/gold": 0.3, "reward/judged": 2, "best_step": 1, "alarm": None}
+    row = ppo.step_row(2, logs, rollouts, gold, seconds=3.14159)
     assert row == {
         "step": 2,
         "episode": 8,
         "reward/proxy": 0.5,
         "reward/paid": pytest.approx(0.4),
-        "reward/gold": pytest.approx(0.3),
-        "reward/gold_n": 2,
         "reward/masked": 1,
+        **gold,
         "kl": 1.5,
         "entropy": 30.0,
         "response_tokens": 4.5,
@@ -214,20 +216,23 @@ def test_a_row_of_metrics_by_hand():
     assert ppo.progress_line(row, 14) == (
         "step   2/14  proxy 0.500  gold 0.300  kl   1.50  tokens   4.5  finished  50%  3.1 s"
     )
-    assert ppo.step_row(2, logs, rollouts, [math.nan], seconds=1.0)["reward/gold"] is None
+    assert ppo.progress_line(row | {"reward/gold": None, "alarm": "decline"}, 14).endswith(
+        "gold -  kl   1.50  tokens   4.5  finished  50%  3.1 s  decline!"
+    )
 
 
-def test_the_gold_sample_is_the_same_for_a_seed_and_changes_with_the_update():
-    rollouts = [Rollout(PROMPT, str(number), 0.5, 1, True, 0.5) for number in range(40)]
-    drawn = {
-        (seed, step): [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=seed, step=step)]
-        for seed in (0, 1)
-        for step in (1, 2)
+def test_a_run_that_was_rolled_back_ends_with_the_kl_of_its_best_update():
+    rows = [{"step": step, "kl": step / 10, "best_step": 2, "alarm": None} for step in (1, 2, 3, 4)]
+    rows[2]["alarm"] = "divergence"
+    assert ppo.ending(rows, "rollback") == {
+        "kl_final": 0.4,
+        "best_step": 2,
+        "alarm_step": None,
+        "rolled_back": False,
     }
-    assert all(len(set(texts)) == 8 for texts in drawn.values())
-    assert len({tuple(texts) for texts in drawn.values()}) == 4
-    assert [one.response for one in ppo.sample_rollouts(rollouts, 8, seed=0, step=1)] == drawn[0, 1]
-    assert ppo.sample_rollouts(rollouts, 99, seed=0, step=1) == rollouts
+    rows[3]["alarm"] = "decline"
+    assert ppo.ending(rows, "stop") == {"kl_final": 0.4, "best_step": 2, "alarm_step": 4, "rolled_back": False}
+    assert ppo.ending(rows, "rollback") == {"kl_final": 0.2, "best_step": 2, "alarm_step": 4, "rolled_back": True}
 
 
 def test_few_prompts_are_repeated_until_they_fill_a_batch(tiny_backbone):
@@ -265,6 +270,7 @@ def test_a_trl_without_ppo_is_said_with_the_versions_that_have_it(config, monkey
         ({"steps": 0}, "steps: must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature: must be positive, got 0.0"),
         ({"eval_prompts": 0}, "eval_prompts: must be at least 1, got 0"),
+        ({"gold_budget": 3}, "gold_budget: 3 rollouts do not pay for one sample of 4"),
         ({"data": "missing.jsonl"}, "missing.jsonl"),
         ({"aggregation": AggregationConfig(dropout=1.0)}, "aggregation.dropout: must be at least 0 and below 1"),
         ({"aggregation": AggregationConfig(weights="categories")}, "criterion 'commas': needs one of the tags"),
