@@ -19,7 +19,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from policy.prompts import RubricPrompt, encode_prompt
+from policy.config import AggregationConfig
+from policy.prompts import RubricPrompt, encode_prompt, require_pad
+from policy.step_rewards import StepRewards
 from rm.scorer import Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Rubric
@@ -36,7 +38,8 @@ class Rollout:
     """One response of the policy as the reward model saw it.
 
     ``reward`` in [0, 1], NaN where the scorer gave none; ``tokens`` counts the end token; ``finished``: whether
-    the response has one.
+    the response has one. ``paid`` is what the trainer gets, NaN likewise: the same, unless the aggregation says
+    otherwise. ``doubt``: standard deviation of ``reward`` by the model's posterior, NaN without one.
     """
 
     prompt: RubricPrompt
@@ -44,12 +47,17 @@ class Rollout:
     reward: float
     tokens: int
     finished: bool
+    paid: float
+    doubt: float = math.nan
 
 
 class RubricRewardAdapter(nn.Module):
     """A reward model for TRL's PPO whose reward is a scorer's, under the rubric of each row's prompt.
 
-    It has no parameters and no state. A row's reward stands at every position, so whichever TRL picks is right.
+    ``rewards`` makes what is paid of the scorer's answers; by default the scorer's own reward. An update ends with
+    `take_rollouts`.
+
+    It has no parameters and nothing to save. A row's reward stands at every position, so whichever TRL picks is right.
     A reward that is NaN (every criterion masked) is replaced by the mean of its batch, which pushes the policy
     nowhere; `Rollout.reward` keeps the NaN, so that it can be counted.
 
@@ -59,13 +67,21 @@ class RubricRewardAdapter(nn.Module):
 
     base_model_prefix = "backbone"  # the name TRL looks the backbone up by
 
-    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricPrompt]) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[RubricPrompt],
+        rewards: StepRewards | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone = _ScoringBackbone(scorer, tokenizer, contexts(tokenizer, prompts))
+        rewards = rewards or StepRewards(AggregationConfig())
+        self.backbone = _ScoringBackbone(scorer, tokenizer, contexts(tokenizer, prompts), rewards)
         self.score = nn.Identity()  # the backbone's "hidden states" are the rewards already
 
     def take_rollouts(self) -> list[Rollout]:
-        """All rows scored since the last call, in TRL's order."""
+        """All rows scored since the last call, in TRL's order: those of one update."""
+        self.backbone.step += 1
         taken, self.backbone.rollouts = self.backbone.rollouts, []
         return taken
 
@@ -74,7 +90,7 @@ def contexts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[RubricPrompt]
 ) -> dict[tuple[int, ...], RubricPrompt]:
     """The prompts by their token ids. Raises UserError where ids would not tell the rubric (see the adapter)."""
-    check_padding(tokenizer)
+    require_pad(tokenizer)
     known: dict[tuple[int, ...], RubricPrompt] = {}
     for prompt in prompts:
         ids = tuple(encode_prompt(tokenizer, prompt.prompt))
@@ -98,22 +114,19 @@ def contexts(
     return known
 
 
-def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError if padding cannot be told from the end of a response."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"policy tokenizer: pad token {tokenizer.pad_token!r} must differ from the end token "
-            f"{tokenizer.eos_token!r}, or a finished response looks like padding; set another pad_token and save it"
-        )
-
-
 class _ScoringBackbone(nn.Module):
     """What TRL takes for a transformer: ids in, rewards out as the hidden states of its last layer."""
 
     def __init__(
-        self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, known: dict[tuple[int, ...], RubricPrompt]
+        self,
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        known: dict[tuple[int, ...], RubricPrompt],
+        rewards: StepRewards,
     ) -> None:
         super().__init__()
+        self._rewards = rewards
+        self.step = 0
         self._score = scorer.score  # the method, not the scorer: a module set here would join the state_dict
         self._tokenizer = tokenizer
         self._known = known
@@ -124,18 +137,16 @@ class _ScoringBackbone(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> BaseModelOutput:
         """ids (B, T) and mask (B, T), False on padding of either side. Returns one hidden state (B, T, 1) float32."""
         rows = [self._read(ids, mask) for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)]
-        scored = self._score(
-            [prompt.prompt for prompt, _ in rows],
-            [self._text(ids) for _, ids in rows],
-            [prompt.rubric for prompt, _ in rows],
-        )
-        rewards = [item.reward for item in scored]
+        rubrics = [prompt.rubric for prompt, _ in rows]
+        scored = self._score([prompt.prompt for prompt, _ in rows], [self._text(ids) for _, ids in rows], rubrics)
+        paid = self._rewards(rubrics, scored, [prompt.prompt_id for prompt, _ in rows], self.step)
+        doubts = [math.nan if item.doubt is None else item.doubt.reward for item in scored]
         eos = self._tokenizer.eos_token_id
         self.rollouts += [
-            Rollout(prompt, self._text(ids), reward, len(ids), eos in ids)
-            for (prompt, ids), reward in zip(rows, rewards, strict=True)
+            Rollout(prompt, self._text(ids), item.reward, len(ids), eos in ids, reward, doubt)
+            for (prompt, ids), item, reward, doubt in zip(rows, scored, paid, doubts, strict=True)
         ]
-        reward_B = torch.tensor(fill_missing(rewards), dtype=torch.float32, device=input_ids.device)
+        reward_B = torch.tensor(fill_missing(paid), dtype=torch.float32, device=input_ids.device)
         hidden_BT1 = reward_B[:, None, None].expand(-1, input_ids.shape[1], 1)
         return BaseModelOutput(last_hidden_state=hidden_BT1, hidden_states=(hidden_BT1,))
 

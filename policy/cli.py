@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
+from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -39,6 +39,7 @@ from rubric_data.config import (
     DataSplitConfig,
     DiffConfig,
     GenerateConfig,
+    InteractionsConfig,
     JudgeConfig,
     LedgerExportConfig,
     LedgerStatsConfig,
@@ -156,6 +157,13 @@ STAGES = {
         "--data runs/judge/judged.jsonl --output runs/ablate",
         tabulates=True,
     ),
+    "rubric interactions": Stage(
+        InteractionsConfig,
+        "rubric_data.interactions:run_interactions",
+        "Explains the overall verdict beyond the weighted mean of the other criteria by products of two verdicts "
+        "each (ridge regression), and says how much is left unexplained on held-out prompts.",
+        "--data runs/judge/judged.jsonl --output runs/interactions.json",
+    ),
     "data filter": Stage(
         FilterConfig,
         "rm.filtering:run_filter",
@@ -247,11 +255,21 @@ STAGES = {
         "answered by code, and marked so.",
         "--model runs/train/model --data my.jsonl --output scored.jsonl",
     ),
+    "bon": Stage(
+        BonConfig,
+        "policy.bon:run_bon",
+        "The curve is the expected reward of the best of n, by the model and, where the responses carry verdicts, by "
+        "the judge. pairs.jsonl is what TRL's DPOTrainer reads, accepted.jsonl its SFTTrainer; what is left out of "
+        "them is counted. --policy samples responses first, and --resume true goes on after an interruption.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/bon",
+        tabulates=True,
+    ),
     "ppo": Stage(
         PolicyConfig,
         "policy.ppo:run_ppo",
         "Logs at every update the reward model's reward (proxy), the judge's reward (gold) and the KL to the "
-        "starting policy; compares gold reward on held-out prompts before and after.",
+        "starting policy; compares gold reward on held-out prompts before and after. Gold is estimated from a few "
+        "judged rollouts, with an interval and an alarm when it declines (docs/watch.md).",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/ppo",
     ),
     "grpo": Stage(

@@ -8,6 +8,23 @@ from rubric_data.config import EMBEDDED, JudgeConfig
 
 
 @dataclass
+class AggregationConfig:
+    """From P(met) of each criterion to the reward that is paid; by default their weighted mean. See docs/rewards.md."""
+
+    weights: Literal["rubric", "categories"] = "rubric"  # their own, or those of RaR by tag: essential, important, ...
+    implicit: bool = False  # pay the criteria tagged 'overall' alone
+    saturation: float = 0.0  # rate of diminishing returns within each criterion; 0 pays in proportion
+    headroom: float = 0.0  # criteria weigh (1 - s)^headroom, s what the policy has reached of them; 0 leaves weights
+    interactions: str | None = None  # file of `rubric interactions`: what pairs of criteria add or take
+    veto: Literal["soft", "hard", "off"] = "soft"  # multiply by P(met) of veto criteria; pay 0 below the threshold
+    veto_threshold: float = 0.5  # of hard vetoes
+    top_share: float | None = None  # of the scale that rewards above top_from are stretched to; unset leaves them
+    top_from: float = 0.75  # where the top region begins
+    pessimism: float = 0.0  # standard deviations, by the model's posterior, taken off the reward
+    dropout: float = 0.0  # share of the criteria left out, drawn anew for each prompt and update
+
+
+@dataclass
 class RlConfig:
     """What every way to train a policy on the reward model's reward has in common."""
 
@@ -29,10 +46,13 @@ class RlConfig:
     lora_rank: int = 16  # of the adapter
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
-    gold_sample: int = 16  # rollouts of an update that the judge also scores
+    gold_sample: int = 16  # rollouts of an update that the judge also scores, drawn with preference for tail and doubt
+    gold_budget: int | None = None  # such rollouts in the whole run: some updates are not judged; unset judges all
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"  # when gold has declined; the last two end the run early
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all
-    seed: int = 0  # of sampling and of the order of prompts
+    seed: int = 0  # of sampling, of the order of prompts and of dropout
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
 
 @dataclass
@@ -109,3 +129,27 @@ class RlooConfig(GroupConfig):
 
     kl_coef: float = 0.02  # weight of the KL to the starting policy, per rollout, in the reward
     normalise: bool = False  # divide advantages by their standard deviation over the update
+
+
+@dataclass
+class BonConfig:
+    """Choose each prompt's best responses by the reward model: best-of-n, data for SFT, preference pairs for DPO."""
+
+    reward_model: str  # model folder of a training run
+    output: str  # run folder; best.jsonl, accepted.jsonl, pairs.jsonl, report.json and bon.png are written into it
+    data: str = "builtin"  # responses with rubrics (.jsonl or .parquet), several a prompt; with --policy prompts do
+    split: Literal["all", "train", "validation", "test"] = "all"  # whose prompts
+    reward: RewardKind = "proxy"  # what chooses: mean of the verdicts; the judge's expected reward; its lower bound
+    use_verifiers: bool = True  # criteria with a verifier are answered by code; false asks the model all of them
+    policy: str | None = None  # samples responses first: model folder, hub id or 'smollm2'; unset: those of the data
+    samples: int = 8  # policy: responses to each prompt
+    response_length: int = 256  # policy: most new tokens of a response
+    temperature: float = 1.0  # policy: of sampling
+    threshold: float | None = None  # accept responses of at least this reward; unset: by share
+    share: float | None = None  # accept the best share of each prompt's responses; unset, without threshold too: 0.25
+    pairs: Literal["best-worst", "all"] = "best-worst"  # of each prompt, one pair or every ordered pair
+    margin: float = 0.05  # least difference of the rewards in a pair, which lie in [0, 1]
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass of the reward model
+    seed: int = 0  # of the order of tied responses, of sampling and of the resamples
+    resume: bool = False  # go on with an interrupted run; what was sampled is kept

@@ -6,7 +6,7 @@ Owns the trainers, their settings and what they alone log; the reward is `policy
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,32 @@ import numpy as np
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 
-from policy.adapter import Rollout, check_padding
+from policy.adapter import Rollout
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
-from policy.prompts import RubricPrompt
-from policy.reward import RubricReward, Told, completion_text, reward_dataset
+from policy.prompts import RubricPrompt, require_pad
+from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
     METRICS,
     Cast,
     Row,
     StepLog,
     check,
+    gold_watch,
     load,
     lora_shape,
     number_of,
     run_around,
     sample_plainly,
+    train_watched,
 )
+from policy.step_rewards import StepRewards
 from rm.fused import fuse
 from rm.lora import compute_in_backbone_dtype, lora_config
+from rm.scorer import Scored
 from rm.train import CHECKPOINTS, last_checkpoint
 from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_text
+from rubric_data.records import Rubric
 
 _FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
 
@@ -54,12 +59,11 @@ def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
     check(config, ("save_steps",))
     check_groups(config)
     cast = load(config)
-    check_padding(cast.tokenizer)
-    reward = RubricReward(cast.scorer)
+    require_pad(cast.tokenizer)
+    reward = RecordedReward(cast.scorer, cast.rewards, cast.training, cast.tokenizer.eos_token_id)
     reward.check(prompt.rubric.model_dump_json() for prompt in cast.training)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
-    recorded = RecordedReward(reward, cast.training, cast.tokenizer.eos_token_id)
-    return run_around(config, cast, folder, lambda: train(config, folder, cast, recorded))
+    return run_around(config, cast, folder, lambda: train(config, folder, cast, reward))
 
 
 def check_groups(config: GroupConfig) -> None:
@@ -70,42 +74,55 @@ def check_groups(config: GroupConfig) -> None:
         raise UserError(f"batch_size: {config.batch_size} is no multiple of group_size {config.group_size}; change one")
 
 
-class RecordedReward:
-    """``reward``, which keeps the rollouts that it was asked about until they are taken.
+class RecordedReward(RubricReward):
+    """Pays by ``rewards``, and keeps the rollouts that it was asked about until they are taken.
 
-    Rows tell their prompt by the column ``place``, its index in ``prompts``.
+    Rows tell their prompt by the column ``place``, its index in ``prompts``. ``step`` counts updates from 0; one ends
+    with `take_rollouts`.
     """
 
-    def __init__(self, reward: RubricReward, prompts: Sequence[RubricPrompt], end_token: int) -> None:
-        self.__name__ = reward.__name__
-        self._reward, self._prompts, self._end_token = reward, prompts, end_token
+    def __init__(
+        self, scorer: RubricScoring, rewards: StepRewards, prompts: Sequence[RubricPrompt], end_token: int
+    ) -> None:
+        super().__init__(scorer)
+        self.step = 0
+        self._rewards, self._prompts, self._end_token = rewards, prompts, end_token
+        self._asked: list[RubricPrompt] = []
+        self._scored: list[Scored] = []
         self._rollouts: list[Rollout] = []
 
     def __call__(
         self,
         prompts: Sequence[Told],
         completions: Sequence[Told],
-        completion_ids: Sequence[Sequence[int]],
-        place: Sequence[int],
+        rubric: Sequence[str | Mapping[str, Any] | None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """As `RubricReward`."""
-        rewards = self._reward(prompts, completions, **columns)
-        rows = zip(place, completions, completion_ids, rewards, strict=True)
+        """As `RubricReward`, of rows that all have a rubric."""
+        self._asked = [self._prompts[index] for index in columns["place"]]
+        rewards = super().__call__(prompts, completions, rubric, **columns)
+        rows = zip(self._asked, completions, columns["completion_ids"], self._scored, rewards, strict=True)
         self._rollouts += [
             Rollout(
-                self._prompts[index],
+                prompt,
                 completion_text(completion),
-                math.nan if reward is None else reward,
+                scored.reward,
                 len(ids),
                 self._end_token in ids,
+                math.nan if reward is None else reward,
+                math.nan if scored.doubt is None else scored.doubt.reward,
             )
-            for index, completion, ids, reward in rows
+            for prompt, completion, ids, scored, reward in rows
         ]
         return rewards
 
+    def _pay(self, rubrics: Sequence[Rubric], scored: Sequence[Scored]) -> list[float]:
+        self._scored = list(scored)
+        return self._rewards(rubrics, scored, [prompt.prompt_id for prompt in self._asked], self.step)
+
     def take_rollouts(self) -> list[Rollout]:
-        """All rows scored since the last call, in TRL's order."""
+        """All rows scored since the last call, in TRL's order: those of one update."""
+        self.step += 1
         taken, self._rollouts = self._rollouts, []
         return taken
 
@@ -122,17 +139,19 @@ def train(
     sample_plainly(cast.model, cast.tokenizer)
     fuse(cast.model)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    log = StepLog(
-        config, folder / METRICS, cast.judge, reward.take_rollouts, describe, rows_until(checkpoint, folder / METRICS)
-    )
-    trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward, log)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    rows = rows_until(checkpoint, folder / METRICS)
+    reward.step = len(rows)
+    trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward)
+    watch = gold_watch(config, cast, trainer.model, folder)
+    if checkpoint is not None:
+        watch.load(checkpoint)
+    log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, describe, rows)
+    trainer.add_callback(log)
+    train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
 
 
-def build_trainer(
-    config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward, log: StepLog
-) -> Any:
+def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward) -> Any:
     """TRL's trainer with ``config`` in TRL's words; checkpoints go into ``folder``."""
     import trl
 
@@ -172,8 +191,8 @@ def build_trainer(
             cast.training,
             prompt_order(len(cast.training), config.steps * config.batch_size // config.group_size, seed=config.seed),
         ),
-        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),  # so that the reference is the policy
-        callbacks=[log],  # without its adapter, and no second adapter is made
+        # the adapter comes from here, so that the reference is the policy without it, and no second one is made
+        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),
     )
     compute_in_backbone_dtype(trainer.model)
     trainer.remove_callback(PrinterCallback)

@@ -20,7 +20,19 @@ from policy.adapter import Rollout, RubricRewardAdapter
 from policy.config import PolicyConfig
 from policy.critic import FrozenCritic
 from policy.prompts import RubricPrompt, encode_prompt
-from policy.stage import METRICS, Cast, Row, StepLog, check, load, lora_shape, run_around, sample_plainly
+from policy.stage import (
+    METRICS,
+    Cast,
+    Row,
+    StepLog,
+    check,
+    gold_watch,
+    load,
+    lora_shape,
+    run_around,
+    sample_plainly,
+    train_watched,
+)
 from rm.fused import fuse
 from rm.lora import attach_lora
 from rubric_data.errors import UserError
@@ -33,13 +45,14 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     """Train the policy, evaluate it on the test prompts before and after, write everything into ``config.output``.
 
     Returns what result.json holds: gold and proxy reward before, after and their gain, each as
-    ``{value, low, high}``, finished share and response length before and after, final KL, steps and seconds.
+    ``{value, low, high}``, finished share and response length before and after, final KL, the alarm if there was one,
+    steps and seconds.
     Raises UserError on bad input, before anything is written.
     """
     require_trl()
     check(config, ("ppo_epochs", "critic_layers"))
     cast = load(config)
-    adapter = RubricRewardAdapter(cast.scorer, cast.tokenizer, cast.training)
+    adapter = RubricRewardAdapter(cast.scorer, cast.tokenizer, cast.training, cast.rewards)
     folder = start_run(config.output, asdict(config))
     return run_around(config, cast, folder, lambda: train(config, folder, cast, adapter))
 
@@ -64,7 +77,8 @@ def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardA
     critic = FrozenCritic(model, config.critic_layers)
     fuse(model)
     policy = attach_lora(model, **lora_shape(config, model))
-    log = StepLog(config, folder / METRICS, cast.judge, adapter.take_rollouts, describe)
+    watch = gold_watch(config, cast, policy, folder)
+    log = StepLog(config, folder / METRICS, watch, adapter.take_rollouts, describe)
     trainer = ppo.PPOTrainer(
         args=ppo_config(ppo, config, folder, on_cpu=model.device.type == "cpu"),
         processing_class=tokenizer,
@@ -76,7 +90,7 @@ def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardA
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    train_watched(trainer.train)
     return policy.eval(), log.rows
 
 

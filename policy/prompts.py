@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rm.sampling import render_chat
+from rubric_data.errors import UserError
 from rubric_data.records import JudgedResponse, Rubric
 
 
@@ -25,6 +26,15 @@ def rubric_prompts(records: Iterable[JudgedResponse]) -> list[RubricPrompt]:
         key = (record.prompt, record.rubric.id)
         found.setdefault(key, RubricPrompt(record.prompt_id, record.prompt, record.rubric))
     return list(found.values())
+
+
+def require_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless ``tokenizer`` has a pad token of its own: a finished response must not look padded."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"policy tokenizer: pad token {tokenizer.pad_token!r} must differ from the end token "
+            f"{tokenizer.eos_token!r}, or a finished response looks like padding; set another pad_token and save it"
+        )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -92,8 +92,8 @@ class RubricReward:
         rewards: list[float | None] = [None] * len(asked)
         told: list[str | None] = [None] * len(asked)
         tally: Tally = {}
-        for (place, known), one in zip(rows, scored, strict=True):
-            reward = self._reward(known, one)
+        paid = self._pay([known for _, known in rows], scored)
+        for (place, known), one, reward in zip(rows, scored, paid, strict=True):
             rewards[place] = None if math.isnan(reward) else reward
             told[place] = _told(known, one.probs)
             _add(tally, known, one.probs)
@@ -119,8 +119,11 @@ class RubricReward:
             self._rubrics[text] = parse(Rubric, fields, where)
         return self._rubrics[text]
 
-    def _reward(self, rubric: Rubric, scored: Scored) -> float:
-        return scored.reward if self.aggregate is None else float(self.aggregate(rubric, scored.probs))
+    def _pay(self, rubrics: Sequence[Rubric], scored: Sequence[Scored]) -> list[float]:
+        """The reward of each row that has a rubric, NaN for none."""
+        if self.aggregate is None:
+            return [one.reward for one in scored]
+        return [float(self.aggregate(rubric, one.probs)) for rubric, one in zip(rubrics, scored, strict=True)]
 
     def _means(self, tally: Tally) -> dict[str, float]:
         """The metrics by name. Every process has to log the same ones, or TRL waits for ever: hence the whole tally."""

@@ -1,20 +1,20 @@
 """What every RL command does around its trainer: load, evaluate before and after, log each update, write the folder.
 
 Owns what the commands share, so that their numbers mean the same. The trainers are TRL's, put to work by `policy.ppo`
-and `policy.group`; what a policy's responses are worth is `policy.evaluate`.
+and `policy.group`; what a policy's responses are worth is `policy.evaluate`, what they are paid `policy.step_rewards`,
+the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer), samples.jsonl (the test prompts' responses before and after), curves.png, result.json.
+tokenizer), best/step-N/ (the same of the policy with the best gold reward), samples.jsonl (the test prompts' responses
+before and after), curves.png, result.json.
 """
 
 import json
 import logging
 import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,13 @@ from transformers import (
 )
 
 from policy.adapter import Rollout
+from policy.aggregation import check_rubrics
+from policy.checkpoint import BestAdapter, save_adapter
 from policy.config import RlConfig
-from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mean_estimate, paired_difference
+from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, rubric_prompts
+from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
+from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
 from rm.metrics import Estimate
@@ -59,12 +63,13 @@ _COUNTS = (
     "gold_sample",
     "eval_samples",
 )
-Row = dict[str, float | int | None]  # one line of metrics.jsonl
+_GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
+Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Who takes part in a run: prompts to train on and to evaluate, policy, reward model and judge.
+    """Who takes part in a run: prompts to train on and to evaluate, policy, reward model, what it pays, and judge.
 
     ``criteria`` counts those of all prompts, ``by_code`` those of them that code answers.
     """
@@ -73,6 +78,7 @@ class Cast:
     held_out: list[RubricPrompt]
     tokenizer: PreTrainedTokenizerBase
     scorer: RubricScorer
+    rewards: StepRewards
     judge: Judge
     model: PreTrainedModel
     criteria: int
@@ -94,6 +100,17 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
         )
     if config.temperature <= 0:
         raise UserError(f"temperature: must be positive, got {config.temperature}; RL needs samples that differ")
+    if config.reward != "proxy" and not is_default(config.aggregation):
+        raise UserError(
+            f"reward: {config.reward!r} is of the rubric's weighted mean, and aggregation pays something else; "
+            "set reward to proxy, or leave aggregation at its defaults"
+        )
+    planned_looks(config.steps, gold_sample(config), config.gold_budget)
+
+
+def gold_sample(config: RlConfig) -> int:
+    """Rollouts of an update that are judged when it is looked at."""
+    return min(config.gold_sample, config.batch_size)
 
 
 def load(config: RlConfig) -> Cast:
@@ -104,6 +121,8 @@ def load(config: RlConfig) -> Cast:
     for prompts, splits in ((training, "train or validation"), (held_out, "test")):
         if not prompts:
             raise UserError(f"{config.data}: has no prompts in split {splits}; give the records' split field")
+    rewards = StepRewards(config.aggregation, config.seed)
+    check_rubrics(rewards.aggregate, (prompt.rubric for prompt in training))
     if config.use_verifiers:
         check_verifiers(records)
     criteria = [criterion for prompt in (*training, *held_out) for criterion in prompt.rubric.criteria]
@@ -119,13 +138,15 @@ def load(config: RlConfig) -> Cast:
     scorer = RubricScorer.from_pretrained(
         config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
     )
+    if config.aggregation.pessimism and not scorer.tells_doubt:
+        raise UserError(NO_POSTERIOR)
     judge: Judge = build_judge(
         JudgeConfig(config.output, judge=config.judge, model=config.judge_model, base_url=config.judge_base_url)
     )
     if config.use_verifiers:
         judge = CodeFirst(judge)
     model = load_causal_lm(config.policy, dtype=native_dtype(device)).to(device)
-    return Cast(training, held_out, tokenizer, scorer, judge, model, len(criteria), by_code)
+    return Cast(training, held_out, tokenizer, scorer, rewards, judge, model, len(criteria), by_code)
 
 
 def run_around(
@@ -147,7 +168,7 @@ def run_around(
         "criteria": cast.criteria,
         "criteria_by_code": cast.by_code,
         **compare(before, after, seed=config.seed),
-        "kl_final": rows[-1]["kl"],
+        **ending(rows, config.on_alarm),
         "steps": len(rows),
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
@@ -194,29 +215,51 @@ def evaluate(
     )
 
 
+def gold_watch(config: RlConfig, cast: Cast, policy: PeftModel, folder: Path) -> GoldWatch:
+    """The judge's watch over ``policy``; the best of it is kept in the run's ``folder``."""
+    sample = gold_sample(config)
+    return GoldWatch(
+        cast.judge,
+        BestAdapter(policy, cast.tokenizer, folder / "best"),
+        steps=config.steps,
+        sample=sample,
+        looks=planned_looks(config.steps, sample, config.gold_budget),
+        on_alarm=config.on_alarm,
+        seed=config.seed,
+    )
+
+
+def train_watched(train: Callable[[], Any]) -> None:
+    """Call a trainer's ``train`` until it ends, or the watch ends it: PPOTrainer looks at no flag that would."""
+    with suppress(GoldFell):
+        train()
+
+
 class StepLog(TrainerCallback):
     """One row for each update: into metrics.jsonl at once, into ``rows``, and as a line on the terminal.
 
-    ``take_rollouts`` hands over what was scored since the last call; ``describe`` gives what the trainer alone can tell
-    of an update, from TRL's log of it and its rollouts. ``rows`` are of the updates before, where a run goes on.
+    ``take_rollouts`` hands over what was scored since the last call, for ``watch`` to look at; ``describe`` gives what
+    the trainer alone can tell of an update, from TRL's log of it and its rollouts. ``rows`` are of the updates before,
+    where a run goes on. What ``watch`` knows goes into each checkpoint.
     """
 
     def __init__(
         self,
         config: RlConfig,
         path: Path,
-        judge: Judge,
+        watch: GoldWatch,
         take_rollouts: Callable[[], list[Rollout]],
         describe: Callable[[dict[str, float], Sequence[Rollout]], Row],
         rows: Sequence[Row] = (),
     ) -> None:
         self.rows = list(rows)
-        self._config, self._path, self._judge = config, path, judge
+        self._config, self._path, self._watch = config, path, watch
         self._take_rollouts, self._describe = take_rollouts, describe
         self._since = time.perf_counter()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._since = time.perf_counter()
+        self._watch.begin()  # a checkpoint's weights are loaded by now
 
     def on_log(
         self,
@@ -230,33 +273,27 @@ class StepLog(TrainerCallback):
         if not logs or not rollouts:  # the closing log, which is of no update
             return
         now = time.perf_counter()
-        sampled = sample_rollouts(rollouts, self._config.gold_sample, seed=self._config.seed, step=state.global_step)
-        gold = gold_rewards(self._judge, [one.prompt for one in sampled], [one.response for one in sampled])
+        gold = self._watch.look(state.global_step, rollouts)
         row = step_row(state.global_step, rollouts, gold, self._describe(logs, rollouts), seconds=now - self._since)
         self._since = now
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
+        self._watch.act()  # after the row, so that the update that ends a run is on record
+        if control.should_save:  # before the trainer's files, so that no whole checkpoint lacks it
+            self._watch.save(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
 
-def sample_rollouts(rollouts: Sequence[Rollout], size: int, *, seed: int, step: int) -> list[Rollout]:
-    """``size`` different rollouts drawn by (seed, step), in their order; all of them if there are no more."""
-    size = min(size, len(rollouts))
-    chosen = np.random.default_rng([seed, step]).choice(len(rollouts), size, replace=False)
-    return [rollouts[index] for index in sorted(chosen)]
-
-
-def step_row(step: int, rollouts: Sequence[Rollout], gold: Sequence[float], own: Row, *, seconds: float) -> Row:
-    """One row of metrics.jsonl: ``own`` is the trainer's part; ``gold`` are the judge's rewards of the sample."""
-    proxy = [rollout.reward for rollout in rollouts]
+def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, seconds: float) -> Row:
+    """One row of metrics.jsonl: ``own`` is the trainer's part; ``gold`` is what the judge made of the rollouts."""
     return {
         "step": step,
         "episode": step * len(rollouts),
-        "reward/proxy": _mean(proxy),
-        "reward/gold": _mean(gold),
-        "reward/gold_n": sum(not math.isnan(reward) for reward in gold),
-        "reward/masked": sum(math.isnan(reward) for reward in proxy),
+        "reward/proxy": _mean(rollout.reward for rollout in rollouts),
+        "reward/paid": _mean(rollout.paid for rollout in rollouts),
+        "reward/masked": sum(math.isnan(rollout.paid) for rollout in rollouts),
+        **gold,
         "response_tokens": _mean([rollout.tokens for rollout in rollouts]),
         "finished_share": _mean([rollout.finished for rollout in rollouts]),
         **own,
@@ -271,21 +308,16 @@ def progress_line(row: Row, steps: int) -> str:
     return (
         f"step {row['step']:>3}/{steps}  proxy {shown['reward/proxy']}  gold {shown['reward/gold']}  "
         f"kl {kl}  tokens {row['response_tokens']:5.1f}  finished {row['finished_share']:4.0%}  "
-        f"{row['seconds']:.1f} s"
+        f"{row['seconds']:.1f} s" + (f"  {row['alarm']}!" if row["alarm"] else "")
     )
 
 
-def save_adapter(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write LoRA weights (safetensors) and tokenizer into ``folder``, which appears only when complete."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        policy.save_pretrained(str(temporary))
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped after training
-        os.rename(temporary, folder)
-        folder.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is closed to others
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def ending(rows: Sequence[Row], on_alarm: OnAlarm) -> Row:
+    """How the updates ended: the KL of the policy that is left, the update with the best gold, the first decline."""
+    alarm, best = next((row["step"] for row in rows if row["alarm"] == DECLINE), None), rows[-1]["best_step"]
+    rolled_back = alarm is not None and on_alarm == "rollback"
+    last = next(row for row in rows if row["step"] == best) if rolled_back else rows[-1]
+    return {"kl_final": last["kl"], "best_step": best, "alarm_step": alarm, "rolled_back": rolled_back}
 
 
 def compare(before: PolicyEvaluation, after: PolicyEvaluation, *, seed: int) -> dict[str, Any]:
@@ -344,6 +376,8 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_xlabel("update")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+    low, high = ([math.nan if row[key] is None else row[key] for row in rows] for key in _GOLD_LIMITS)
+    reward.fill_between(steps, low, high, color="C1", alpha=0.15, linewidth=0)
     reward.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -37,6 +37,7 @@ _SMALL = 1e-2  # 1 / beta below which series replace the closed forms, which wou
 
 Outcome = Literal["turns", "rises", "unclear"]
 Settle = Callable[[Statistic], dict[str, float | None]]
+Samples = list[tuple[np.ndarray, np.ndarray]]  # of each prompt: gold and proxy of its responses
 
 
 # --- theory: the proxy's quantile, and what it is truly worth --------------------------------------------------------
@@ -200,10 +201,7 @@ def section(
     ``prompt`` holds integers in 0..P-1. The responses of a prompt stand for its base policy; prompts with fewer than
     two say nothing and are left out. ``settle`` makes an estimate over ``counts`` of a statistic.
     """
-    order = np.argsort(prompt_B, kind="stable")
-    members = np.split(order, np.searchsorted(prompt_B[order], np.arange(1, counts_RP.shape[1])))
-    used = [prompt for prompt, rows in enumerate(members) if len(rows) > 1]
-    samples = [(gold_B[members[prompt]], proxy_B[members[prompt]]) for prompt in used]
+    samples, used = _samples(gold_B, proxy_B, prompt_B, counts_RP.shape[1])
     sweep = _stacked([reweight(gold, proxy, BETAS_T) for gold, proxy in samples])
     effective_T = np.round(np.median(sweep.pop("effective_samples"), axis=0), REWARD_DECIMALS) if used else np.empty(0)
     reached = int((effective_T >= MIN_EFFECTIVE).sum())  # the lower the temperature, the fewer are effective
@@ -221,8 +219,26 @@ def section(
             for place, (beta, row, effective) in enumerate(zip(BETAS_T, rows, effective_T, strict=False))
         ],
         "turn": _turn({key: value[:, :reached] for key, value in sweep.items()}, counts_RP[:, used]),
-        "best_of_n": _best_of_n_section(samples, used, counts_RP.shape[1], settle),
+        "best_of_n": _best_of_n_rows(samples, used, counts_RP.shape[1], settle, _every),
     }
+
+
+def best_of_n_section(
+    gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, settle: Settle
+) -> dict[str, Any]:
+    """The part ``best_of_n`` of `section` alone, at n = 1, 2, 4 ... and the largest.
+
+    ``gold`` may be NaN: a prompt with such a response counts for ``proxy`` and ``kl`` only.
+    """
+    return _best_of_n_rows(*_samples(gold_B, proxy_B, prompt_B, prompts), prompts, settle, _doubling)
+
+
+def _samples(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> tuple[Samples, list[int]]:
+    """The rewards of each prompt that has two responses or more, and its number."""
+    order = np.argsort(prompt_B, kind="stable")
+    members = np.split(order, np.searchsorted(prompt_B[order], np.arange(1, prompts)))
+    used = [prompt for prompt, rows in enumerate(members) if len(rows) > 1]
+    return [(gold_B[members[prompt]], proxy_B[members[prompt]]) for prompt in used], used
 
 
 def _turn(sweep: dict[str, np.ndarray], counts_RP: np.ndarray) -> dict[str, Any]:
@@ -252,16 +268,26 @@ def _turn(sweep: dict[str, np.ndarray], counts_RP: np.ndarray) -> dict[str, Any]
     }
 
 
-def _best_of_n_section(
-    samples: Sequence[tuple[np.ndarray, np.ndarray]], used: Sequence[int], prompts: int, settle: Settle
+def _every(longest: int) -> np.ndarray:
+    """Sizes up to ``longest``: all, or where they are many some, spaced geometrically."""
+    if longest > _MAX_SIZES:
+        return np.unique(np.geomspace(1, longest, _MAX_SIZES).round().astype(int))
+    return np.arange(1, longest + 1)
+
+
+def _doubling(longest: int) -> np.ndarray:
+    """1, 2, 4 ... up to ``longest``, and that."""
+    return np.unique([*(2**power for power in range(longest.bit_length())), longest]) if longest else np.arange(0)
+
+
+def _best_of_n_rows(
+    samples: Samples, used: Sequence[int], prompts: int, settle: Settle, sizes: Callable[[int], np.ndarray]
 ) -> dict[str, Any]:
     """Best-of-n over the same prompts for every n, else a curve would show who dropped out."""
     counts = np.array([len(gold) for gold, _ in samples], int)
     # up to the n, of all the prompts have, that leaves the most responses in use
     longest = max(counts.tolist(), key=lambda n: (n * int((counts >= n).sum()), n), default=0)
-    sizes_S = np.arange(1, longest + 1)
-    if longest > _MAX_SIZES:
-        sizes_S = np.unique(np.geomspace(1, longest, _MAX_SIZES).round().astype(int))
+    sizes_S = sizes(longest)
     chosen = [place for place, count in enumerate(counts) if count >= longest]
     found = _stacked([best_of_n(*samples[place], sizes_S) for place in chosen])
     rows = _rows(found, [used[place] for place in chosen], prompts, settle)
@@ -280,13 +306,12 @@ def _stacked(found: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _rows(found: dict[str, np.ndarray], used: Sequence[int], prompts: int, settle: Settle) -> list[dict[str, Any]]:
-    """Estimates of the means over prompts, one row a column of the arrays; every prompt counts the same."""
-    count_P = np.zeros(prompts)
-    count_P[used] = 1
+    """Estimates of the means over prompts, one row a column of the arrays; every prompt counts the same, NaNs none."""
 
     def over_prompts(value: np.ndarray) -> dict[str, float | None]:
-        total_P = np.zeros(prompts)
-        total_P[used] = value
+        total_P, count_P = np.zeros(prompts), np.zeros(prompts)
+        total_P[used] = np.nan_to_num(value)
+        count_P[used] = ~np.isnan(value)
         return settle(Ratio(total_P, count_P))
 
     columns = next(iter(found.values())).shape[1] if found else 0

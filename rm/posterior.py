@@ -30,7 +30,7 @@ PRECISIONS = 10 ** np.arange(-4, 6.25, 0.25)  # of the prior, of which the likel
 
 _NAME = "inverse_cholesky"
 _ROWS = 8192  # features in float64 at a time
-_STEP = 1e-4  # of the differences that the reward's slopes are taken by; it is linear in each verdict
+_STEP = 1e-4  # of the differences that a reward's slopes are taken by; the mean is linear in each verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,12 @@ def reward_std(rubric: Rubric, probs_K: np.ndarray, covariance_KK: np.ndarray) -
     """
     weights = [criterion.weight for criterion in rubric.criteria]
     vetoes = [criterion.veto for criterion in rubric.criteria]
+    return slope_std(lambda probs_BK: weighted_mean_reward(probs_BK, weights, vetoes), probs_K, covariance_KK)
+
+
+def slope_std(reward: Callable[[np.ndarray], np.ndarray], probs_K: np.ndarray, covariance_KK: np.ndarray) -> float:
+    """`reward_std` of any ``reward``, which maps answers (B, K) to rewards (B,)."""
     moves_KK = _STEP * np.eye(len(probs_K))
-    above_K, below_K = (weighted_mean_reward(probs_K + side * moves_KK, weights, vetoes) for side in (1, -1))
+    above_K, below_K = (reward(probs_K + side * moves_KK) for side in (1, -1))
     slope_K = (above_K - below_K) / (2 * _STEP)
     return float(np.sqrt(max(slope_K @ covariance_KK @ slope_K, 0.0))) if not np.isnan(slope_K).any() else float("nan")

@@ -433,7 +433,7 @@ def _forecast_plots(forecast: dict[str, Any]) -> dict[str, Markup]:
         return {}
     return {
         "forecast": svg("forecast", lambda ax: _draw_forecast(ax, forecast), width=4.8),
-        "best_of_n": svg("best_of_n", lambda ax: _draw_best_of_n(ax, forecast["best_of_n"]["rows"]), width=4.8),
+        "best_of_n": svg("best_of_n", lambda ax: draw_best_of_n(ax, forecast["best_of_n"]["rows"]), width=4.8),
     }
 
 
@@ -462,12 +462,14 @@ def _draw_forecast(ax: Axes, forecast: dict[str, Any]) -> None:
     ax.legend(loc="upper left")
 
 
-def _draw_best_of_n(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+def draw_best_of_n(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Expected rewards of the best of n; of the judge only where there are its rewards."""
     sizes = [row["n"] for row in rows]
     _with_band(ax, sizes, [row["proxy"] for row in rows], BLUE, "-", "model, of its choice")
-    _with_band(ax, sizes, [row["gold"] for row in rows], INK, (0, (4, 2)), "judge, of the same choice")
-    best = [row["best_gold"]["value"] for row in rows]
-    ax.plot(sizes, best, color=GREY, linewidth=1, label="judge, of its own choice")
+    if rows[0]["gold"]["value"] is not None:
+        _with_band(ax, sizes, [row["gold"] for row in rows], INK, (0, (4, 2)), "judge, of the same choice")
+        best = [row["best_gold"]["value"] for row in rows]
+        ax.plot(sizes, best, color=GREY, linewidth=1, label="judge, of its own choice")
     ax.set(xlabel="n, responses to choose from", ylabel="expected reward of the best")
     ax.legend(loc="lower right")
 

@@ -133,6 +133,11 @@ class RubricScorer:
                 "prompts, or use reward 'proxy'"
             )
 
+    @property
+    def tells_doubt(self) -> bool:
+        """Whether `Scored.doubt` is known: the model has a posterior."""
+        return self._root is not None
+
     @classmethod
     def from_pretrained(
         cls,

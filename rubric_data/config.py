@@ -211,3 +211,16 @@ class DataLevelsConfig:
     output: str  # .jsonl or .parquet
     labels: list[str] | None = None  # of the levels, worst first; unset: read off the verdicts, called by their values
     overwrite: bool = False  # replace an existing output file
+
+
+@dataclass
+class InteractionsConfig:
+    """Fit what pairs of criteria add to, or take from, the weighted mean in the judge's overall verdict."""
+
+    data: str  # judged responses (.jsonl or .parquet) whose rubrics have a criterion tagged 'overall'
+    output: str  # .json file, for `ppo --aggregation.interactions`
+    by: Literal["text", "tag"] = "text"  # what makes criteria of different rubrics the same
+    ridge: float = 1.0  # penalty on squared weights, in responses
+    bound: float = 0.2  # weights are clipped to plus or minus this
+    min_responses: int = 20  # of a pair; rarer ones get no weight
+    overwrite: bool = False  # replace an existing output file

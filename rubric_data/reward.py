@@ -26,8 +26,18 @@ def weighted_mean_reward(values_BK: ArrayLike, weights_BK: ArrayLike, veto_BK: A
     with np.errstate(invalid="ignore", divide="ignore"):
         reward = np.clip((filled * weights).sum(-1) / total, 0.0, 1.0)
     if veto_BK is not None:
-        reward = reward * np.where(np.asarray(veto_BK, bool) & known, filled, 1.0).prod(-1)
+        reward = reward * veto_factor(values, veto_BK)
     return np.where(total > 0, reward, np.nan)
+
+
+def veto_factor(values_BK: ArrayLike, veto_BK: ArrayLike, threshold: float | None = None) -> np.ndarray:
+    """What vetoes leave of each reward, (B,) in [0, 1]: the product of the verdicts on veto criteria.
+
+    ``threshold`` makes them hard: 0 if one of these verdicts lies below it, else 1. A masked one vetoes nothing.
+    """
+    values = np.asarray(values_BK, float)
+    left = values if threshold is None else (values >= threshold).astype(float)
+    return np.where(np.asarray(veto_BK, bool) & ~np.isnan(values), left, 1.0).prod(-1)
 
 
 def rubric_reward(rubric: Rubric, values_K: ArrayLike) -> float:

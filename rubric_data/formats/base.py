@@ -175,6 +175,11 @@ def user_message(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
+def assistant_message(response: str) -> list[dict[str, str]]:
+    """``response`` as what follows `user_message` in the dialogue."""
+    return [{"role": "assistant", "content": response}]
+
+
 def number(value: float) -> float | int:
     """``value`` as people write it: 5, not 5.0."""
     return int(value) if value == int(value) else value

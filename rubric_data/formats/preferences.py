@@ -19,6 +19,7 @@ from rubric_data.formats.base import (
     SkipRow,
     Told,
     Written,
+    assistant_message,
     transcript,
     user_message,
 )
@@ -28,6 +29,7 @@ from rubric_data.reward import rubric_reward
 OVERALL = Rubric(criteria=(Criterion(id="overall", text="The response answers the prompt well overall."),))
 
 Scored = tuple[float, JudgedResponse]
+_TIE = 1e-9  # scores closer than this tie
 
 
 class _Row(Row):
@@ -81,19 +83,48 @@ def write(
     """
     rows, left_out = [], Counter[str]()
     for group in groups:
-        scored = sorted(_scored(group.responses, by), key=lambda pair: -pair[0])  # stable: the first of equals stays
+        scored = _scored(group.responses, by)
+        found, without = pair_up(scored, pairs)
+        rows += [pair_row(group.prompt.prompt, better, worse) for better, worse in found]
         left_out += _unscored(group.responses, by)
-        chosen_pairs = [(scored[0], scored[-1])] if pairs == "best-worst" and len(scored) > 1 else []
-        left_out["responses between the best and the worst"] += len(scored) - 2 if chosen_pairs else 0
-        for better, worse in combinations(scored, 2) if pairs == "all" else chosen_pairs:
-            if math.isclose(better[0], worse[0], abs_tol=1e-9):
-                left_out["pairs that tie"] += 1
-            elif better[1].response == worse[1].response:
-                left_out["pairs of the same text"] += 1
-            else:
-                rows.append(_row(group.prompt.prompt, better, worse))
-        left_out["prompts with fewer than two scored responses"] += len(scored) < 2
+        left_out.update(without)
     return Written(rows, left_out + _rubric_losses(groups))
+
+
+def pair_up(
+    scored: Sequence[Scored], pairs: Literal["best-worst", "all"], margin: float = 0.0
+) -> tuple[list[tuple[Scored, Scored]], Counter[str]]:
+    """Pairs (better, worse) of one prompt's scored responses, and how much was left out for which reason.
+
+    Of equal responses the first is the better one. Scores that tie, or are less than ``margin`` apart, and equal texts
+    make no pair.
+    """
+    ranked = sorted(scored, key=lambda one: -one[0])  # stable
+    ends = [(ranked[0], ranked[-1])] if len(ranked) > 1 else []
+    found, left_out = [], Counter[str]()
+    for better, worse in combinations(ranked, 2) if pairs == "all" else ends:
+        if math.isclose(better[0], worse[0], abs_tol=_TIE):
+            left_out["pairs that tie"] += 1
+        elif better[0] - worse[0] < margin - _TIE:
+            left_out["pairs closer than the margin"] += 1
+        elif better[1].response == worse[1].response:
+            left_out["pairs of the same text"] += 1
+        else:
+            found.append((better, worse))
+    left_out["responses between the best and the worst"] += len(ranked) - 2 if ends and pairs == "best-worst" else 0
+    left_out["prompts with fewer than two scored responses"] += not ends
+    return found, left_out
+
+
+def pair_row(prompt: str, better: Scored, worse: Scored) -> dict[str, object]:
+    """A pair as TRL reads it: messages, and the scores beside them."""
+    return {
+        "prompt": user_message(prompt),
+        "chosen": assistant_message(better[1].response),
+        "rejected": assistant_message(worse[1].response),
+        "score_chosen": better[0],
+        "score_rejected": worse[0],
+    }
 
 
 def _scored(responses: Sequence[JudgedResponse], by: str) -> list[Scored]:
@@ -113,16 +144,6 @@ def _unscored(responses: Sequence[JudgedResponse], by: str) -> Counter[str]:
     return Counter(
         {"responses not judged": len(responses) - len(judged), "responses whose verdicts are masked": masked}
     )
-
-
-def _row(prompt: str, better: Scored, worse: Scored) -> dict[str, object]:
-    return {
-        "prompt": user_message(prompt),
-        "chosen": [{"role": "assistant", "content": better[1].response}],
-        "rejected": [{"role": "assistant", "content": worse[1].response}],
-        "score_chosen": better[0],
-        "score_rejected": worse[0],
-    }
 
 
 def _rubric_losses(groups: Sequence[Group]) -> Counter[str]:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from policy.adapter import RubricRewardAdapter, fill_missing
 from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts
+from rm.posterior import Doubt
 from rm.scorer import Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric
@@ -111,6 +112,20 @@ def test_a_masked_reward_is_the_mean_of_the_others_and_stays_known_as_masked(tok
     final, _ = reward_of(adapter, tokenizer, [(LONGER, ids) for ids in words.values()])
     assert final == [0.25, 0.5, 0.75]
     assert [math.isnan(one.reward) for one in adapter.take_rollouts()] == [False, True, False]
+
+
+def test_the_doubt_of_a_posterior_comes_with_the_rollout(tokenizer):
+    class Doubting:
+        def score(self, prompts, responses, rubrics):
+            told = Doubt(np.zeros(1), np.zeros((1, 1)), 0.125)
+            doubts = [told if "pear" in response else None for response in responses]
+            return [Scored(np.zeros(1), np.zeros(1), 0.5, 0, doubt=doubt) for doubt in doubts]
+
+    adapter = RubricRewardAdapter(Doubting(), tokenizer, PROMPTS)
+    words = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("pear", "stone")]
+    reward_of(adapter, tokenizer, [(LONGER, ids) for ids in words])
+    known, unknown = (one.doubt for one in adapter.take_rollouts())
+    assert known == 0.125 and math.isnan(unknown)
 
 
 def test_a_batch_without_any_reward_stops_the_run():

@@ -4,6 +4,7 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,8 @@ from policy.config import GrpoConfig, RlooConfig
 from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
 from policy.prompts import RubricPrompt
 from policy.reward import reward_dataset
-from rm.scorer import RubricScorer
+from rm.posterior import Doubt
+from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
@@ -71,16 +73,20 @@ def command(tmp_path, tiny_backbone, monkeypatch):
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_two_updates_end_to_end(method, command, tmp_path, tiny_backbone, capsys):
     run = tmp_path / "run"
-    assert main([method, *command, "--steps", "2", "--output", str(run)]) == 0
+    assert main([method, *command, "--steps", "2", "--aggregation.saturation", "3", "--output", str(run)]) == 0
     rows = read_lines(run / "metrics.jsonl")
-    assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 8, 4), (2, 16, 4)]
+    assert [(row["step"], row["episode"], row["reward/judged"]) for row in rows] == [(1, 8, 4), (2, 16, 4)]
     for row in rows:
-        assert 0 < row["reward/proxy"] < 1 and 0 <= row["reward/gold"] <= 1
+        assert 0 < row["reward/proxy"] < 1
+        assert row["reward/gold_low"] < row["reward/gold"] < row["reward/gold_high"]
         assert 0 < row["criteria/tone"] < 1 and 0 <= row["criteria/has no comma"] <= 1
+        assert row["reward/paid"] > row["reward/proxy"] + 0.02  # diminishing returns: the first half is worth more
         assert row["reward/proxy"] == pytest.approx((row["criteria/tone"] + row["criteria/has no comma"]) / 2)
         assert 1 <= row["response_tokens"] <= 6
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-2)  # the first rollouts are the starting policy's own
     assert abs(rows[1]["kl"]) > 0.1
+    saved = json.loads((run / "checkpoints" / "checkpoint-2" / "watch.json").read_text())
+    assert saved["done"] == 2
     result = json.loads((run / "result.json").read_text())
     assert (result["steps"], result["prompts_trained"], result["prompts_evaluated"]) == (2, 3, 1)
     assert capsys.readouterr().out.count("/2  proxy 0.") == 2
@@ -111,15 +117,18 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_pa
     assert main([*stopped, "--resume", "true"]) == 0
     rows, again = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "stopped"))
     for row, other in zip(rows, again, strict=True):
+        assert other.pop("alarm") is row.pop("alarm") is None
         assert {**other, "seconds": 0} == pytest.approx({**row, "seconds": 0}, rel=1e-3)
     after = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped")]
     assert after[0]["proxy_after"] == pytest.approx(after[1]["proxy_after"])
+    best = [[path.name for path in (tmp_path / name / "best").iterdir()] for name in ("whole", "stopped")]
+    assert best[0] == best[1] == [f"step-{rows[-1]['best_step']}"]
     assert main([*stopped, "--resume", "true"]) == 0  # stopped once training was over
-    assert read_lines(tmp_path / "stopped" / "metrics.jsonl") == again
+    assert read_lines(tmp_path / "stopped" / "metrics.jsonl") == [{**row, "alarm": None} for row in again]
 
 
 def test_a_row_of_metrics_by_hand():
-    rollouts = [Rollout(PROMPT, "a", 0.5, 2, True), Rollout(PROMPT, "b", math.nan, 4, False)]
+    rollouts = [Rollout(PROMPT, "a", 0.5, 2, True, 0.5), Rollout(PROMPT, "b", math.nan, 4, False, math.nan)]
     logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan, "criteria/tone": 0.75}
     assert describe({**logs, "reward": 0.5}, rollouts) == {
         "kl": 1.5,
@@ -131,21 +140,31 @@ def test_a_row_of_metrics_by_hand():
     assert describe({}, rollouts)["kl"] is None  # with kl_coef 0, TRL measures none
 
 
-def test_rollouts_are_kept_until_taken():
+def test_rollouts_are_paid_by_prompt_and_update_and_kept_until_taken():
     class Scripted:
-        __name__ = "rubric_reward"
+        def score(self, prompts, responses, rubrics):
+            assert (prompts, responses, rubrics) == (["Say it."] * 2, ["A.", "B"], [RUBRIC] * 2)
+            known = Scored(np.array([0.5, 0.5]), np.array([0.0, 0.0]), 0.5, 0, doubt=Doubt(np.ones(2), np.eye(2), 0.1))
+            return [known, Scored(np.full(2, math.nan), np.full(2, math.nan), math.nan, 0)]
 
-        def __call__(self, prompts, completions, rubric):
-            assert rubric == ["r", "r"]
-            return [0.5, None]
+    calls = []
 
-    recorded = RecordedReward(Scripted(), [PROMPT], end_token=2)
+    def pay(rubrics, scored, groups, step):
+        calls.append((groups, step))
+        return [one.reward / 2 for one in scored]
+
+    recorded = RecordedReward(Scripted(), pay, [PROMPT], end_token=2)
+    told = [RUBRIC.model_dump_json()] * 2
     answers = [[{"role": "assistant", "content": " A. "}], [{"role": "assistant", "content": "B"}]]
-    assert recorded([PROMPT.prompt] * 2, answers, [[5, 2], [5, 6, 7]], [0, 0], rubric=["r", "r"]) == [0.5, None]
+    asked = {"completion_ids": [[5, 2], [5, 6, 7]], "place": [0, 0]}
+    assert recorded([PROMPT.prompt] * 2, answers, told, **asked) == [0.25, None]
     first, second = recorded.take_rollouts()
-    assert first == Rollout(PROMPT, "A.", 0.5, 2, True)
-    assert math.isnan(second.reward) and (second.tokens, second.finished) == (3, False)
+    assert first == Rollout(PROMPT, "A.", 0.5, 2, True, 0.25, 0.1)
+    assert math.isnan(second.reward) and math.isnan(second.paid) and math.isnan(second.doubt)
+    assert (second.tokens, second.finished) == (3, False)
     assert recorded.take_rollouts() == []
+    recorded([PROMPT.prompt] * 2, answers, told, **asked)
+    assert calls == [(["p", "p"], 0), (["p", "p"], 2)]
 
 
 def test_rows_after_the_checkpoint_go(tmp_path):

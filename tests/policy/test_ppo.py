@@ -12,9 +12,9 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy import ppo, stage
+from policy import cli, ppo, stage
 from policy.adapter import Rollout
-from policy.config import PolicyConfig
+from policy.config import AggregationConfig, PolicyConfig
 from policy.evaluate import PolicyEvaluation
 from policy.prompts import RubricPrompt, encode_prompt
 from rm.sampling import Completion
@@ -84,6 +84,7 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     found = sorted(path.name for path in run.iterdir())
     assert found == [
         "adapter",
+        "best",
         "config.json",
         "curves.png",
         "metrics.jsonl",
@@ -93,10 +94,12 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     ]
 
     rows = read_lines(run / "metrics.jsonl")
-    assert [(row["step"], row["episode"], row["reward/gold_n"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
+    assert [(row["step"], row["episode"], row["reward/judged"]) for row in rows] == [(1, 6, 4), (2, 12, 4)]
     for row in rows:
         assert 0 < row["reward/proxy"] < 1
-        assert 0 <= row["reward/gold"] <= 1
+        assert row["reward/paid"] == row["reward/proxy"]  # the default
+        assert row["reward/gold_low"] < row["reward/gold"] < row["reward/gold_high"]
+        assert row["reward/divergence"] == pytest.approx(row["reward/proxy"] - row["reward/gold"])
         assert 1 <= row["response_tokens"] <= 6
         assert row["seconds"] > 0
     assert rows[0]["value_loss"] > 0
@@ -125,6 +128,18 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
 
     with pytest.raises(UserError, match="holds a run already"):
         ppo.run_ppo(config)
+
+
+def test_an_aggregation_changes_what_is_paid_and_not_what_is_measured(config, tmp_path, capsys):
+    options = {**vars(config), "aggregation.saturation": 3.0, "steps": 1, "eval_prompts": 1, "eval_samples": 1}
+    given = {name: value for name, value in options.items() if name != "aggregation" and value is not None}
+    argv = [f"--{name}={str(value).lower() if value in (True, False) else value}" for name, value in given.items()]
+    assert cli.main(["ppo", *argv]) == 0, capsys.readouterr().err
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert row["reward/proxy"] + 0.05 < row["reward/paid"] < 1  # half the credit is .82 of the pay
+    sample = read_lines(tmp_path / "run" / "samples.jsonl")[0]["before"][0]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["proxy_before"]["value"] == sample["proxy"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["aggregation"]["saturation"] == 3.0
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -169,10 +184,10 @@ def test_a_broken_verifier_stops_before_anything_is_loaded_and_a_useless_model_i
 
 def test_a_row_of_metrics_by_hand():
     rollouts = [
-        Rollout(PROMPT, "a", 0.25, 4, True),
-        Rollout(PROMPT, "b", math.nan, 6, False),
-        Rollout(PROMPT, "c", 0.75, 2, True),
-        Rollout(PROMPT, "d", 0.5, 6, False),
+        Rollout(PROMPT, "a", 0.25, 4, True, 0.0),
+        Rollout(PROMPT, "b", math.nan, 6, False, math.nan),
+        Rollout(PROMPT, "c", 0.75, 2, True, 1.0),
+        Rollout(PROMPT, "d", 0.5, 6, False, 0.2),
     ]
     logs = {
         "objective/kl": 1.5,
@@ -180,15 +195,15 @@ def test_a_row_of_metrics_by_hand():
         "policy/clipfrac_avg": 0.1,
         "loss/value_avg": 0.2,
     }
-    own = ppo.describe(logs, rollouts)
-    row = stage.step_row(2, rollouts, [0.2, math.nan, 0.4], own, seconds=3.14159)
+    gold = {"reward/gold": 0.3, "reward/judged": 2, "best_step": 1, "alarm": None}
+    row = stage.step_row(2, rollouts, gold, ppo.describe(logs, rollouts), seconds=3.14159)
     assert row == {
         "step": 2,
         "episode": 8,
         "reward/proxy": 0.5,
-        "reward/gold": pytest.approx(0.3),
-        "reward/gold_n": 2,
+        "reward/paid": pytest.approx(0.4),
         "reward/masked": 1,
+        **gold,
         "kl": 1.5,
         "entropy": 30.0,
         "response_tokens": 4.5,
@@ -201,20 +216,23 @@ def test_a_row_of_metrics_by_hand():
         "step   2/14  proxy 0.500  gold 0.300  kl   1.50  tokens   4.5  finished  50%  3.1 s"
     )
     assert "kl      -  tokens" in stage.progress_line({**row, "kl": None}, 14)
-    assert stage.step_row(2, rollouts, [math.nan], own, seconds=1.0)["reward/gold"] is None
+    assert stage.progress_line(row | {"reward/gold": None, "alarm": "decline"}, 14).endswith(
+        "gold -  kl   1.50  tokens   4.5  finished  50%  3.1 s  decline!"
+    )
 
 
-def test_the_gold_sample_is_the_same_for_a_seed_and_changes_with_the_update():
-    rollouts = [Rollout(PROMPT, str(number), 0.5, 1, True) for number in range(40)]
-    drawn = {
-        (seed, step): [one.response for one in stage.sample_rollouts(rollouts, 8, seed=seed, step=step)]
-        for seed in (0, 1)
-        for step in (1, 2)
+def test_a_run_that_was_rolled_back_ends_with_the_kl_of_its_best_update():
+    rows = [{"step": step, "kl": step / 10, "best_step": 2, "alarm": None} for step in (1, 2, 3, 4)]
+    rows[2]["alarm"] = "divergence"
+    assert stage.ending(rows, "rollback") == {
+        "kl_final": 0.4,
+        "best_step": 2,
+        "alarm_step": None,
+        "rolled_back": False,
     }
-    assert all(len(set(texts)) == 8 for texts in drawn.values())
-    assert len({tuple(texts) for texts in drawn.values()}) == 4
-    assert [one.response for one in stage.sample_rollouts(rollouts, 8, seed=0, step=1)] == drawn[0, 1]
-    assert stage.sample_rollouts(rollouts, 99, seed=0, step=1) == rollouts
+    rows[3]["alarm"] = "decline"
+    assert stage.ending(rows, "stop") == {"kl_final": 0.4, "best_step": 2, "alarm_step": 4, "rolled_back": False}
+    assert stage.ending(rows, "rollback") == {"kl_final": 0.2, "best_step": 2, "alarm_step": 4, "rolled_back": True}
 
 
 def test_few_prompts_are_repeated_until_they_fill_a_batch(tiny_backbone):
@@ -252,7 +270,12 @@ def test_a_trl_without_ppo_is_said_with_the_versions_that_have_it(config, monkey
         ({"steps": 0}, "steps: must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature: must be positive, got 0.0"),
         ({"eval_prompts": 0}, "eval_prompts: must be at least 1, got 0"),
+        ({"gold_budget": 3}, "gold_budget: 3 rollouts do not pay for one sample of 4"),
         ({"data": "missing.jsonl"}, "missing.jsonl"),
+        ({"aggregation": AggregationConfig(dropout=1.0)}, "aggregation.dropout: must be at least 0 and below 1"),
+        ({"aggregation": AggregationConfig(weights="categories")}, "criterion 'commas': needs one of the tags"),
+        ({"aggregation": AggregationConfig(pessimism=1.0)}, "no posterior to tell its doubt"),
+        ({"aggregation": AggregationConfig(dropout=0.5), "reward": "lower_bound"}, "reward: 'lower_bound' is of the"),
         ({"policy": "no/such/model"}, "model 'no/such/model': cannot be loaded"),
     ],
 )

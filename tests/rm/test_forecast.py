@@ -281,3 +281,24 @@ def test_long_curves_are_thinned():
     rows = sections(3, 500, lambda u: u)["best_of_n"]["rows"]
     sizes = [row["n"] for row in rows]
     assert sizes[:4] == [1, 2, 3, 4] and sizes[-1] == 500 and len(sizes) <= 32
+
+
+def test_best_of_n_alone_doubles_and_does_without_gold():
+    def settle(statistic):
+        return {"value": metrics.value(statistic, 3)}
+
+    # prompts 0 and 1 with five responses each, one of them unjudged; prompt 2 with one
+    prompt = np.array([0] * 5 + [1] * 5 + [2])
+    proxy = np.concatenate([np.linspace(0, 1, 5), np.linspace(1, 0, 5), [0.3]])
+    gold = np.append(np.arange(10) / 10, 0.0)
+    gold[7] = np.nan
+    found = forecast.best_of_n_section(gold, proxy, prompt, 3, settle)
+    assert found["prompts"] == 2 and [row["n"] for row in found["rows"]] == [1, 2, 4, 5]
+    assert found["rows"][0]["proxy"]["value"] == pytest.approx(0.5)
+    assert found["rows"][-1]["proxy"]["value"] == 1.0
+    assert [found["rows"][place]["gold"]["value"] for place in (0, -1)] == pytest.approx([0.2, 0.4])  # prompt 0 alone
+    assert found["rows"][0]["best_gold"]["value"] == pytest.approx(0.2)
+    none = forecast.best_of_n_section(np.full(11, np.nan), proxy, prompt, 3, settle)
+    assert np.isnan(none["rows"][0]["gold"]["value"]) and none["rows"][0]["kl"]["value"] == 0.0
+    alone = forecast.best_of_n_section(gold[:1], proxy[:1], prompt[:1], 1, settle)
+    assert alone == {"prompts": 0, "rows": []}
