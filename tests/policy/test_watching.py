@@ -56,7 +56,9 @@ class Kept:
 
 
 def batch(reward=0.5):
-    return [Rollout(RubricPrompt(f"p{number}", "Say it.", RUBRIC), "Yes.", reward, 2, True, reward) for number in range(16)]
+    return [
+        Rollout(RubricPrompt(f"p{number}", "Say it.", RUBRIC), "Yes.", reward, 2, True, reward) for number in range(16)
+    ]
 
 
 def watch(judge, *, steps=8, sample=8, looks=8, on_alarm="warn"):
