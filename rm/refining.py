@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rm.config import RefineConfig
+from rm.config import REFINE_SETS, RefineConfig
 from rm.judging import build_judge
 from rubric_data.attaching import attach_rubrics, with_rubrics
 from rubric_data.endpoint import FREE, open_endpoint
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, start_run, write_json
+from rubric_data.files import atomic_path, start_run, without, write_json
 from rubric_data.generate import PROMPTS, REPORT, VERSIONS, check_shares
 from rubric_data.io import write_judged, write_prompts
 from rubric_data.judges import Judge, spent_by
@@ -65,7 +65,7 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     check_verifiers(records)
     judge = build_judge(config.judge) if config.ranker == "judge" else None
     endpoint = open_endpoint(config)
-    folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
+    folder = start_run(config.output, without(asdict(config), REFINE_SETS), resume=config.resume, free=_FREE)
     # what a local judge said took long, so that its ledger is worth keeping
     void = {JOURNAL, VERSIONS, REPORT, *(() if config.judge.judge == "local" else FILES)}
     with tallied(folder, void=void, proposer=lambda: endpoint.spent, judge=lambda: spent_by(judge)) as tally:
@@ -242,10 +242,16 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
             "–" if row["discrimination"] is None else f"{row['discrimination']:.3f}",
             f"{row['accepted']} of {row['asked']}" if row["round"] else "",
             "\n".join(f"{count} {kind}" for kind, count in row["refused"].items()),
-            "".join(f"{count} {name}" for name, count in list(row["best"].items())[:1]),
+            _most(row["best"]),
         )
         found.add_row(*map(Text, cells))
     return found
+
+
+def _most(best: Mapping[str, int]) -> str:
+    """Who supplied most of the two best, several at the same count."""
+    most = max(best.values(), default=0)
+    return f"{most} {', '.join(name for name, count in best.items() if count == most)}" if most else ""
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:

@@ -106,7 +106,8 @@ def start_run(
         old, new = _flat(before), _flat(settled)
         changed = sorted(key for key in {*old, *new}.difference(free) if old.get(key) != new.get(key))
         if changed:
-            raise UserError(f"{folder}: cannot resume, {', '.join(changed)} differ from {stored}; use the same values")
+            told = ", ".join(f"{key} is {new.get(key)!r:.60} and was {old.get(key)!r:.60}" for key in changed)
+            raise UserError(f"{folder}: cannot resume, as {told} (in {stored}); use the same values")
         return folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose a folder for --output")
@@ -129,6 +130,15 @@ def drop_run(folder: Path, names: Collection[str]) -> None:
         for path in found:
             path.unlink()
         folder.rmdir()
+
+
+def without(config: dict[str, Any], hidden: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """``config`` without the ``hidden`` dotted keys: what a command sets itself and does not take as options."""
+    return {
+        key: without(value, hidden, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in config.items()
+        if f"{prefix}{key}" not in hidden
+    }
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -180,35 +180,33 @@ def label_by(
     ask: verdicts on the others stay as they are, and the report does not count them. Every question is asked ``votes``
     times, a call for each vote; `rubric_data.consensus.merge_votes` makes one verdict of the answers, masked only if
     none has a value. Every batch is in the ledger as soon as the engine brings it. A question of which the engine left
-    out a vote is masked as `WAITING`. Raises UserError once more than ``max_masked`` (a share) of the answers asked for
-    in this run is masked, `MIN_VERDICTS` at the least; if at the end more of all answers is, however few they are; and
-    when the judge's budget is spent. What was under way by then is in the ledger too.
+    out a vote is masked as `WAITING`. Raises UserError once more than ``max_masked`` (a share) of all answers so far,
+    earlier runs' included, is masked, `MIN_VERDICTS` at the least; if at the end it is, however few they are; and when
+    the judge's budget is spent. What was under way by then is in the ledger too.
     """
     records = list(records)
     keys = [_keys(record, engine, votes, only) for record in records]
     every_key = [key for row in keys for of_votes in row.values() for key in of_votes]
     answers = ledger.get_many(every_key) if ledger else {}
     questions = unanswered(_questions(records, keys), answers)
-    run = _Run(engine.name)
+    run, whole = _Run(engine.name), _Run(engine.name)
+    whole.count(verdict for verdict in answers.values() if not is_unanswered(verdict))
     stop = threading.Event()
     with _Bar(sum(len(question.keys) for question in questions), shown=progress) as bar:
         for batch in engine.ask(questions, stop):
             fresh = _keep(batch, engine, ledger)
             answers |= fresh
-            run.count(fresh.values())
+            for counted in (run, whole):
+                counted.count(fresh.values())
             bar.show(run.asked, run.masked, engine.spent)
-            if run.budget or run.fails(max_masked):
+            if run.budget or whole.fails(max_masked):
                 stop.set()
     if run.budget:
         kept = sum(not is_unanswered(verdict) for verdict in answers.values())
         raise run.without_budget(kept, len(every_key))
-    if stop.is_set():
-        raise run.failed(max_masked)
-    if len(answers) == len(set(every_key)):  # the last word on the data, whichever run asked
-        whole = _Run(engine.name)
-        whole.count(answers.values())
-        if whole.fails(max_masked, least=1):
-            raise whole.failed(max_masked)
+    complete = len(answers) == len(set(every_key))
+    if stop.is_set() or (complete and whole.fails(max_masked, least=1)):
+        raise whole.failed(max_masked)
     values_QV, criteria, settled = _settle(records, keys, answers)
     labelled = [_with_verdicts(record, row, settled, engine.name) for record, row in zip(records, keys, strict=True)]
     between = agreement(values_QV[:, None], criteria, [engine.name]) if votes > 1 else None
@@ -348,14 +346,19 @@ class _Run:
     def without_budget(self, answered: int, wanted: int) -> UserError:
         return UserError(
             f"judge {self._judge}: {self.budget}; {answered} of {wanted} verdicts are in the "
-            "ledger; raise the budget and run again with --resume true"
+            "ledger; --resume true goes on with the same budget once more, or with another"
         )
 
     def failed(self, max_masked: float) -> UserError:
         return UserError(
             f"judge {self._judge}: {self.masked} of {self.asked} verdicts masked, more than max_masked {max_masked:g} "
-            f"allows (latest: {self._latest[:160]}); mend the judge and resume, or raise max_masked"
+            f"allows (latest: {self._latest[:160]}); {self._advice()}, or raise max_masked"
         )
+
+    def _advice(self) -> str:
+        if self._latest.startswith("no_verifier"):
+            return "choose another --judge for criteria without a programmatic check"
+        return "mend the judge (or its base_url) and resume"
 
 
 def _with_verdicts(

@@ -41,6 +41,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _ROWS_AT_ONCE = 10_000  # in memory, of a ledger that may hold millions
+_KINDS = {"answered": "answered", "masked": "masked", "open": "not asked"}  # of a question to a judge, as told
 _SHOWN = 10  # questions without an answer; the others are counted
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -165,13 +166,14 @@ def run_verify(config: LedgerVerifyConfig) -> dict[str, Any]:
         rows = check(ledger)
         answers = [] if config.data is None else coverage(ledger, records)
     console = Console()
-    counted = f"{rows['verdicts']:,} verdicts and {rows['attempts']:,} failed calls"
+    counted = f"{rows['verdicts']:,} verdicts and {rows['attempts']:,} tries without an answer"
     _say(console, f"{config.ledger}: sound; holds {counted}, all of them checked")
     if config.data is None:
         return {**rows, "judges": []}
     for one in answers:
         _say(console, f"{one['judge']}, template {one['template'][:8]}, vote {one['vote']}")
-        _say(console, "  " + ", ".join(f"{name} {len(one[name]):,}" for name in ("answered", "masked", "open")))
+        counts = (f"{name} {len(one[kind]):,}" for kind, name in _KINDS.items())
+        _say(console, f"  {', '.join(counts)}")
     every = [(record.response_id, criterion.id) for record in records for criterion in record.rubric.criteria]
     had = {question for one in answers for kind in ("answered", "masked") for question in one[kind]}
     nobody = [question for question in every if question not in had]
@@ -221,7 +223,7 @@ def coverage(ledger: LedgerReader, records: list[JudgedResponse]) -> list[dict[s
         }
         verdicts = ledger.get_many(keys.values())
         one: dict[str, Any] = {"judge": judge, "template": template, "vote": vote}
-        one |= {"answered": [], "masked": [], "open": []}
+        one |= {kind: [] for kind in _KINDS}
         for question, key in keys.items():
             verdict = verdicts.get(key)
             kind = "open" if verdict is None else "masked" if verdict.value is None else "answered"

@@ -34,9 +34,9 @@ class Spent:
     cost: float | None = None
 
     def __add__(self, other: "Spent") -> "Spent":
-        """Both together; the cost is that of the calls whose prices were known."""
+        """Both together; a cost only if the prices of both were known, as a part of it would pass for the whole."""
         kinds = sorted(self.failed.keys() | other.failed.keys())
-        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
+        costs = [one.cost for one in (self, other) if one.cost is not None or one.brought_replies]
         return Spent(
             calls=self.calls + other.calls,
             retries=self.retries + other.retries,
@@ -44,7 +44,7 @@ class Spent:
             tokens_in=self.tokens_in + other.tokens_in,
             tokens_out=self.tokens_out + other.tokens_out,
             unmetered=self.unmetered + other.unmetered,
-            cost=sum(costs) if costs else None,
+            cost=None if None in costs or not costs else sum(cost for cost in costs if cost is not None),
         )
 
     @property

@@ -204,7 +204,7 @@ def test_a_failed_run_may_be_resumed_with_other_limits_but_not_another_question(
         run_judge(settings)
     patient = vars(settings) | {"resume": True, "attempts": 9, "max_masked": 1.0, "max_calls": 500}
     assert run_judge(JudgeConfig(**patient))["masked"] == {"timeout": 80}
-    with pytest.raises(UserError, match="cannot resume, temperature differ"):
+    with pytest.raises(UserError, match="cannot resume, as temperature is"):
         run_judge(JudgeConfig(**(patient | {"temperature": 0.5})))
 
 
@@ -233,7 +233,7 @@ def test_an_unknown_check_is_named_with_its_place_before_the_run(tmp_path):
 def test_a_spent_budget_stops_and_the_rest_is_asked_on_resuming(tmp_path, judge):
     settings = config(tmp_path, responses())
     judge.masked = "budget"
-    with pytest.raises(UserError, match="scripted; 0 of 80 verdicts are in the ledger; raise the budget and run again"):
+    with pytest.raises(UserError, match="scripted; 0 of 80 verdicts are in the ledger; --resume true goes on"):
         run_judge(settings)
     judge.masked = None
     assert run_judge(JudgeConfig(**(vars(settings) | {"resume": True})))["asked"] == 80

@@ -26,7 +26,7 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(tmp_path):
     with pytest.raises(UserError, match="holds a run already; choose another --output, or add --resume true to go on"):
         start_run(folder, config, resume=False)
     assert start_run(folder, {**config, "resume": True}, resume=True) == folder
-    with pytest.raises(UserError, match="cannot resume, rate differ"):
+    with pytest.raises(UserError, match="cannot resume, as rate is"):
         start_run(folder, {**config, "rate": 0.2}, resume=True)
     assert start_run(folder, {**config, "rate": 0.2}, resume=True, free={"rate"}) == folder
 
@@ -55,5 +55,5 @@ def test_folders_that_cannot_take_a_run(tmp_path):
 def test_a_resumed_run_may_change_what_is_free_in_a_section(tmp_path):
     folder = start_run(tmp_path / "run", {"a": 1, "judge": {"limit": 1, "name": "x"}}, resume=False)
     start_run(folder, {"a": 1, "judge": {"limit": 2, "name": "x"}}, resume=True, free={"judge.limit"})
-    with pytest.raises(UserError, match=r"cannot resume, judge\.name differ"):
+    with pytest.raises(UserError, match=r"cannot resume, as judge\.name is"):
         start_run(folder, {"a": 1, "judge": {"limit": 1, "name": "y"}}, resume=True, free={"judge.limit"})

@@ -210,7 +210,7 @@ def test_a_failing_judge_is_stopped_but_not_too_soon(ledger):
     assert len(judge.asked) == MIN_VERDICTS
     assert str(caught.value) == (
         "judge fake: 20 of 20 verdicts masked, more than max_masked 0.2 allows (latest: timeout: no reply within "
-        "60 s); mend the judge and resume, or raise max_masked"
+        "60 s); mend the judge (or its base_url) and resume, or raise max_masked"
     )
 
 
@@ -336,7 +336,7 @@ HI = Criterion(id="hi", text="Says hi.")
 
 def test_what_is_under_way_when_the_budget_ends_is_kept(ledger):
     engine = Scripted([("a", "budget: max_calls 1 is spent")], [("b", 1.0)])
-    with pytest.raises(UserError, match="max_calls 1 is spent; 1 of 3 verdicts are in the ledger; raise the budget"):
+    with pytest.raises(UserError, match="max_calls 1 is spent; 1 of 3 verdicts are in the ledger; --resume true"):
         label_by([response(name, HI, text=name) for name in "abc"], engine, ledger=ledger)
     assert engine.stopped == [True, True]
     assert [q.request.response for q in open_questions([response(n, HI, text=n) for n in "abc"], engine, ledger)] == [
@@ -352,3 +352,14 @@ def test_a_question_that_an_engine_leaves_out_is_waiting_and_not_in_the_ledger(l
     assert labelled[0].verdicts[0].masked == "waiting: no reply so far"
     assert (report.asked, report.reused, report.masked) == (1, 0, {"waiting": 1})
     assert len(open_questions(records, Scripted(), ledger)) == 1
+
+
+def test_a_resumed_run_is_judged_by_all_answers_not_by_those_it_asks_again(ledger):
+    many = [response(f"r{number}") for number in range(100)]
+    label(many, FakeJudge(), ledger=ledger)
+    more = [*many, *(response(f"s{number}") for number in range(MIN_VERDICTS))]
+    refusing = FakeJudge(lambda text, criterion: "rejected: content filter" if text.startswith("text of s") else 1.0)
+    _, report = label(more, refusing, max_masked=0.3, ledger=ledger)
+    assert report.masked == {"rejected": 2 * MIN_VERDICTS}
+    with pytest.raises(UserError, match=r"more than max_masked 0\.1 allows"):
+        label(more, refusing, max_masked=0.1, ledger=ledger)

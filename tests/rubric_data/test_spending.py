@@ -13,7 +13,7 @@ from rubric_data.spending import Spent, tallied
 
 ONE = Spent(calls=3, retries=1, failed={"timeout": 1}, tokens_in=100, tokens_out=10, cost=0.5)
 TWO = Spent(calls=2, failed={"timeout": 1, "rate_limit": 1}, tokens_in=50, tokens_out=5, unmetered=1)
-BOTH = Spent(5, 1, {"rate_limit": 1, "timeout": 2}, 150, 15, 1, 0.5)
+BOTH = Spent(5, 1, {"rate_limit": 1, "timeout": 2}, 150, 15, 1, None)  # a part of the cost would pass for the whole
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def kept(folder):
 
 def test_sums_by_hand():
     assert ONE + TWO == TWO + ONE == BOTH
+    assert ONE + Spent(calls=1, cost=0.25) + Spent() == Spent(4, 1, {"timeout": 1}, 100, 10, 0, 0.75)
     assert Spent(4, 0, {"rate_limit": 2, "timeout": 2}, 100, 10, 2, None) == TWO + TWO  # no prices, no cost
 
 
