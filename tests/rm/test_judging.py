@@ -267,7 +267,7 @@ def test_what_was_spent_adds_up_over_invocations(tmp_path, monkeypatch, capsys):
     server.close()
     spent = json.loads((tmp_path / "run" / "report.json").read_text())["spent"]
     assert [(spent[name]["calls"], spent[name]["tokens_in"]) for name in spent] == [(2, 200), (6, 600)]
-    assert [spent[name]["cost"] for name in ("this_run", "total")] == [None, 4.0]  # 400 tokens had a price
+    assert [spent[name]["cost"] for name in ("this_run", "total")] == [None, None]  # 400 of 600 tokens had a price
     shown = capsys.readouterr().out
     assert "spent.this_run: calls 2, retries 0, tokens_in 200, tokens_out 20, unmetered 0\n" in shown
     assert "agreement" not in shown and "None" not in shown.partition("judge: openai")[2]
