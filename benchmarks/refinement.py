@@ -20,7 +20,6 @@ from rich.console import Console
 
 from benchmarks.record import RESULTS, circumstances
 from policy.cli import main as command_line
-from rm.backbone import resolve_model
 from rm.refining import table
 from rubric_data.files import write_json
 from rubric_data.io import load_data, write_judged, write_prompts
@@ -74,7 +73,7 @@ def with_embedded_model(folder: Path, arguments: argparse.Namespace) -> dict[str
     # a judge's name holds its address, so that going on needs the port of before
     server = Served(folder / "serve.log", "--continuous-batching", port=arguments.port)
     try:
-        where = ["--base_url", f"{server.url}/v1", "--model", resolve_model("smollm2")]
+        where = ["--base_url", f"{server.url}/v1", "--model", server.model]
         small = ["--timeout", "3000", "--concurrency", "8"]
         proposing = [*where, *small, "--max_tokens", str(arguments.max_tokens), "--max_failed", "1.0"]
         judging = ["--judge", "systemone", "--use_verifiers", "false", *where, *small]

@@ -19,21 +19,26 @@ def _free_port():
 
 
 class Served:
-    """One `transformers serve` on loopback that can be killed and started again at the same port."""
+    """One `transformers serve` on loopback that can be killed and started again at the same port.
+
+    ``model`` is what calls name it by: no path, as it becomes part of the judge's name in ledgers and records.
+    """
 
     def __init__(self, log, *options, port=None):
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.options = options
+        folder = Path(resolve_model("smollm2"))
+        self._home, self.model = folder.parent, folder.name
         self.start()
 
     def start(self):
-        command = [str(Path(sys.executable).with_name("transformers")), "serve", resolve_model("smollm2")]
+        command = [str(Path(sys.executable).with_name("transformers")), "serve", self.model]
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", *self.options]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command + options, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(command + options, stdout=log, stderr=log, env=environment, cwd=self._home)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from rm.backbone import resolve_model
 from rubric_data.config import LedgerVerifyConfig
 from rubric_data.io import read_judged, write_judged
 from rubric_data.ledger_view import run_verify
@@ -47,7 +46,7 @@ def short_responses(path):
 def judge(served, folder, *options):
     """`rubric-rm judge` as a process."""
     command = [sys.executable, "-m", "policy.cli", "judge", "--output", str(folder)]
-    command += ["--model", resolve_model("smollm2")]
+    command += ["--model", served.model]
     endpoint = ["--base_url", f"{served.url}/v1", "--timeout", "120", "--concurrency", "2", "--max_masked", "1.0"]
     endpoint += ["--use_verifiers", "false"]  # the embedded criteria all have one, and the server is to be asked
     environment = os.environ | {"NO_PROXY": "127.0.0.1"}
