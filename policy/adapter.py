@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
@@ -49,6 +49,14 @@ class Rollout:
     finished: bool
     paid: float
     doubt: float = math.nan
+
+    @classmethod
+    def of(
+        cls, prompt: RubricPrompt, response: str, ids: Sequence[int], scored: Scored, paid: float, end_token: int | None
+    ) -> Self:
+        """The rollout of ``ids``, whose text is ``response``, as ``scored``; ``paid`` is NaN for no reward."""
+        doubt = math.nan if scored.doubt is None else scored.doubt.reward
+        return cls(prompt, response, scored.reward, len(ids), end_token in ids, paid, doubt)
 
 
 class RubricRewardAdapter(nn.Module):
@@ -138,13 +146,13 @@ class _ScoringBackbone(nn.Module):
         """ids (B, T) and mask (B, T), False on padding of either side. Returns one hidden state (B, T, 1) float32."""
         rows = [self._read(ids, mask) for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)]
         rubrics = [prompt.rubric for prompt, _ in rows]
-        scored = self._score([prompt.prompt for prompt, _ in rows], [self._text(ids) for _, ids in rows], rubrics)
+        texts = [self._text(ids) for _, ids in rows]
+        scored = self._score([prompt.prompt for prompt, _ in rows], texts, rubrics)
         paid = self._rewards(rubrics, scored, [prompt.prompt_id for prompt, _ in rows], self.step)
-        doubts = [math.nan if item.doubt is None else item.doubt.reward for item in scored]
         eos = self._tokenizer.eos_token_id
         self.rollouts += [
-            Rollout(prompt, self._text(ids), item.reward, len(ids), eos in ids, reward, doubt)
-            for (prompt, ids), item, reward, doubt in zip(rows, scored, paid, doubts, strict=True)
+            Rollout.of(prompt, text, ids, item, reward, eos)
+            for (prompt, ids), text, item, reward in zip(rows, texts, scored, paid, strict=True)
         ]
         reward_B = torch.tensor(fill_missing(paid), dtype=torch.float32, device=input_ids.device)
         hidden_BT1 = reward_B[:, None, None].expand(-1, input_ids.shape[1], 1)

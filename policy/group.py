@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from peft import PeftModel
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback
 
 from policy.adapter import Rollout
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
@@ -29,9 +29,10 @@ from policy.stage import (
     load,
     lora_shape,
     number_of,
+    prepare,
     run_around,
-    sample_plainly,
     train_watched,
+    trainer_arguments,
 )
 from policy.step_rewards import StepRewards
 from rm.fused import fuse
@@ -103,14 +104,13 @@ class RecordedReward(RubricReward):
         rewards = super().__call__(prompts, completions, rubric, **columns)
         rows = zip(self._asked, completions, columns["completion_ids"], self._scored, rewards, strict=True)
         self._rollouts += [
-            Rollout(
+            Rollout.of(
                 prompt,
                 completion_text(completion),
-                scored.reward,
-                len(ids),
-                self._end_token in ids,
+                ids,
+                scored,
                 math.nan if reward is None else reward,
-                math.nan if scored.doubt is None else scored.doubt.reward,
+                self._end_token,
             )
             for prompt, completion, ids, scored, reward in rows
         ]
@@ -134,9 +134,7 @@ def train(
 
     Goes on from the last whole checkpoint, if there is one: `start_run` lets nobody else's be there.
     """
-    set_seed(config.seed)
-    cast.tokenizer.padding_side = "left"
-    sample_plainly(cast.model, cast.tokenizer)
+    prepare(config, cast)
     fuse(cast.model)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     rows = rows_until(checkpoint, folder / METRICS)
@@ -165,25 +163,15 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
         reward_funcs=[reward],
         args=arguments(
             output_dir=str(folder),
-            seed=config.seed,
             max_steps=config.steps,
             shuffle_dataset=False,  # it is in order already
-            per_device_train_batch_size=config.micro_batch_size,
-            gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
             num_generations=config.group_size,
             max_completion_length=config.response_length,
-            temperature=config.temperature,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="constant",  # a run is too short to anneal
             beta=config.kl_coef,
-            logging_steps=1,
             save_steps=config.save_steps,
             save_total_limit=1,
             report_to=config.report_to,
-            disable_tqdm=True,
-            use_cpu=cast.model.device.type == "cpu",
-            bf16=False,  # autocast; the weights are bfloat16 already where that is fast
-            gradient_checkpointing=False,
+            **trainer_arguments(config, cast),
             **own,
         ),
         processing_class=cast.tokenizer,

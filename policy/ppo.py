@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from policy.adapter import Rollout, RubricRewardAdapter
 from policy.config import PolicyConfig
@@ -29,9 +29,10 @@ from policy.stage import (
     gold_watch,
     load,
     lora_shape,
+    prepare,
     run_around,
-    sample_plainly,
     train_watched,
+    trainer_arguments,
 )
 from rm.fused import fuse
 from rm.lora import attach_lora
@@ -71,16 +72,14 @@ def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardA
     """PPO on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl."""
     model, tokenizer = cast.model, cast.tokenizer
     ppo = require_trl()
-    set_seed(config.seed)
-    tokenizer.padding_side = "left"  # the response must follow the prompt directly
-    sample_plainly(model, tokenizer)
+    prepare(config, cast)
     critic = FrozenCritic(model, config.critic_layers)
     fuse(model)
     policy = attach_lora(model, **lora_shape(config, model))
     watch = gold_watch(config, cast, policy, folder)
     log = StepLog(config, folder / METRICS, watch, adapter.take_rollouts, describe)
     trainer = ppo.PPOTrainer(
-        args=ppo_config(ppo, config, folder, on_cpu=model.device.type == "cpu"),
+        args=ppo_config(ppo, config, folder, cast),
         processing_class=tokenizer,
         model=policy,
         ref_model=None,  # the policy without its adapter
@@ -94,32 +93,22 @@ def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardA
     return policy.eval(), log.rows
 
 
-def ppo_config(ppo: ModuleType, config: PolicyConfig, folder: Path, *, on_cpu: bool) -> Any:
+def ppo_config(ppo: ModuleType, config: PolicyConfig, folder: Path, cast: Cast) -> Any:
     """``config`` in TRL's words."""
     return ppo.PPOConfig(
         output_dir=str(folder),
-        seed=config.seed,
         total_episodes=config.steps * config.batch_size,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
         local_rollout_forward_batch_size=config.batch_size,  # a smaller one would only generate more slowly
         num_ppo_epochs=config.ppo_epochs,
         response_length=config.response_length,
-        temperature=config.temperature,
         stop_token="eos",
         missing_eos_penalty=config.missing_eos_penalty,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant",  # a run is too short to anneal
         kl_coef=config.kl_coef,
         lam=config.gae_lambda,
         num_sample_generations=0,
-        logging_steps=1,
         save_strategy="no",
         report_to="none",
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-        bf16=False,  # autocast; the weights are bfloat16 already where that is fast
-        gradient_checkpointing=False,
+        **trainer_arguments(config, cast),
     )
 
 

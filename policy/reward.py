@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch.distributed
@@ -26,6 +26,8 @@ from rubric_data.records import Criterion, Rubric
 Aggregate = Callable[[Rubric, np.ndarray], float]  # from P(met) of the criteria, (K,), to a reward; NaN for none
 Told = str | Sequence[Mapping[str, Any]]  # a prompt or a completion: text, or messages
 Tally = dict[tuple[bool, str], tuple[float, int]]  # (is it a tag, tag or criterion's text) -> sum of P(met), responses
+
+Key = TypeVar("Key")
 
 MODEL, KIND, USE_VERIFIERS = "RUBRIC_RM_MODEL", "RUBRIC_RM_REWARD", "RUBRIC_RM_USE_VERIFIERS"
 MOST_TEXTS = 20  # criteria without a tag that have a metric each; where there are more, all of them share one
@@ -131,8 +133,7 @@ class RubricReward:
         named: dict[str, tuple[float, int]] = {}
         for (is_tag, text), (total, count) in tally.items():
             name = _metric(text) if is_tag or len(self._texts) <= MOST_TEXTS else "criteria/other"
-            before = named.get(name, (0.0, 0))
-            named[name] = (before[0] + total, before[1] + count)
+            _count(named, name, total, count)
         return {name: total / count for name, (total, count) in sorted(named.items())}
 
 
@@ -149,12 +150,17 @@ def _keys(criterion: Criterion) -> list[tuple[bool, str]]:
     return [(True, tag) for tag in dict.fromkeys(criterion.tags)] or [(False, criterion.text)]
 
 
+def _count(sums: dict[Key, tuple[float, int]], key: Key, total: float, count: int) -> None:
+    """Add to the sum and the number that ``sums`` has under ``key``."""
+    before = sums.get(key, (0.0, 0))
+    sums[key] = (before[0] + total, before[1] + count)
+
+
 def _add(tally: Tally, rubric: Rubric, probs_K: np.ndarray) -> None:
     """Count one response in; criteria without an answer (NaN) are left out."""
     for criterion, prob in zip(rubric.criteria, probs_K.tolist(), strict=True):
         for key in [] if math.isnan(prob) else _keys(criterion):
-            total, count = tally.get(key, (0.0, 0))
-            tally[key] = (total + prob, count + 1)
+            _count(tally, key, prob, 1)
 
 
 def _everywhere(tally: Tally) -> Tally:
@@ -166,8 +172,7 @@ def _everywhere(tally: Tally) -> Tally:
     merged: Tally = {}
     for one in tallies:
         for key, (total, count) in one.items():
-            before = merged.get(key, (0.0, 0))
-            merged[key] = (before[0] + total, before[1] + count)
+            _count(merged, key, total, count)
     return merged
 
 

@@ -30,6 +30,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 from policy.adapter import Rollout
@@ -190,9 +191,32 @@ def lora_shape(config: RlConfig, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def sample_plainly(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Take away the model's own generation defaults: top_k or a penalty would bend what its log-probabilities say."""
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+def prepare(config: RlConfig, cast: Cast) -> None:
+    """Seed everything, and let the policy sample as training needs it to."""
+    set_seed(config.seed)
+    tokenizer = cast.tokenizer
+    tokenizer.padding_side = "left"  # the response must follow the prompt directly
+    # without the model's own defaults: top_k or a penalty would bend what its log-probabilities say
+    cast.model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def trainer_arguments(config: RlConfig, cast: Cast) -> dict[str, Any]:
+    """What every trainer of TRL is told of ``config``, in its words."""
+    return {
+        "seed": config.seed,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "temperature": config.temperature,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",  # a run is too short to anneal
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": cast.model.device.type == "cpu",
+        "bf16": False,  # autocast; the weights are bfloat16 already where that is fast
+        "gradient_checkpointing": False,
+    }
 
 
 def evaluate(

@@ -19,8 +19,8 @@ from policy.reward import reward_dataset
 from rm.posterior import Doubt
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
-from rubric_data.io import write_judged
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
+from rubric_data.records import Criterion, Rubric, Verifier
+from tests.policy.fruit import write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -40,22 +40,11 @@ def command(tmp_path, tiny_backbone, monkeypatch):
     """Arguments of a run of three updates, whose reward model is an untrained one."""
     untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
     monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
-    records = [
-        JudgedResponse(
-            prompt_id=f"p{number}",
-            prompt=f"Name fruit number {number}.",
-            response_id=f"p{number}-r",
-            response="A pear.",
-            rubric=RUBRIC,
-            split=split,
-        )
-        for number, split in enumerate(["train"] * 2 + ["validation"] + ["test"])
-    ]
-    write_judged(tmp_path / "data.jsonl", records)
+    data = write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 2 + ["validation"] + ["test"])
     options = {
         "reward_model": tiny_backbone,
         "policy": tiny_backbone,
-        "data": tmp_path / "data.jsonl",
+        "data": data,
         "steps": 3,
         "batch_size": 8,
         "micro_batch_size": 4,

@@ -23,7 +23,8 @@ from rubric_data.errors import UserError
 from rubric_data.files import write_text
 from rubric_data.io import read_judged, write_judged
 from rubric_data.programmatic import CodeFirst
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
+from rubric_data.records import Criterion, Rubric, Verifier
+from tests.policy.fruit import write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -41,19 +42,7 @@ def read_lines(path):
 @pytest.fixture
 def data(tmp_path):
     """Four prompts to train on (one of them for validation), two to evaluate."""
-    records = [
-        JudgedResponse(
-            prompt_id=f"p{number}",
-            prompt=f"Name fruit number {number}.",
-            response_id=f"p{number}-r",
-            response="A pear.",
-            rubric=RUBRIC,
-            split=split,
-        )
-        for number, split in enumerate(["train"] * 3 + ["validation"] + ["test"] * 2)
-    ]
-    write_judged(tmp_path / "data.jsonl", records)
-    return str(tmp_path / "data.jsonl")
+    return write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 3 + ["validation"] + ["test"] * 2)
 
 
 @pytest.fixture

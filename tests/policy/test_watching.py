@@ -12,9 +12,9 @@ from policy.cli import main
 from policy.prompts import RubricPrompt
 from policy.watching import GoldFell, GoldWatch, is_due, planned_looks
 from rm.scorer import RubricScorer
-from rubric_data.io import write_judged
 from rubric_data.judges import masked_verdicts
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rubric_data.records import Criterion, Rubric, Verdict
+from tests.policy.fruit import write_fruit
 
 pytest.importorskip("trl.experimental.ppo", reason="needs TRL with PPO")
 RUBRIC = Rubric(criteria=(Criterion(id="tone", text="is friendly"),))
@@ -168,22 +168,11 @@ def run(tmp_path, data, backbone, on_alarm, method="ppo", own=PPO):
 @pytest.fixture
 def planted(tmp_path, tiny_backbone, monkeypatch):
     """Sixteen prompts, and a judge whose gold is 1 before training and at the first update, then 0."""
-    records = [
-        JudgedResponse(
-            prompt_id=f"p{number}",
-            prompt=f"Name fruit number {number}.",
-            response_id=f"p{number}-r",
-            response="A pear.",
-            rubric=RUBRIC,
-            split="test" if number == 16 else "train",
-        )
-        for number in range(17)
-    ]
-    write_judged(tmp_path / "data.jsonl", records)
+    data = write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 16 + ["test"])
     untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
     monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
     monkeypatch.setattr(stage, "build_judge", lambda _: FallingJudge(2))
-    return tmp_path, str(tmp_path / "data.jsonl"), tiny_backbone
+    return tmp_path, data, tiny_backbone
 
 
 def test_a_planted_decline_stops_the_run_and_rolls_it_back(planted):
