@@ -46,7 +46,7 @@ from transformers import (
 from benchmarks.record import circumstances
 from rm import template
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype, resolve_model
-from rm.calibration import fit_curve, number_texts
+from rm.calibration import fit_curve
 from rm.config import TrainConfig
 from rm.data import budget_batches, load_exact, load_judged
 from rm.encoding import Encoder
@@ -54,6 +54,7 @@ from rm.lora import attach_lora, linear_maps
 from rm.memory import keep_memory
 from rm.scorer import Scored
 from rm.scores import write_scores
+from rm.sides import number_texts
 from rubric_data.errors import UserError
 from rubric_data.files import CONFIG_NAME, write_json, write_text
 from rubric_data.pairs import REWARD_DECIMALS, orders, same_prompt_pairs
@@ -200,7 +201,7 @@ def _device() -> str:
 def ranked_pairs(records: Sequence[JudgedResponse]) -> list[tuple[int, int]]:
     """(better, worse) for all pairs of responses to one prompt that the judge's rewards tell apart."""
     rewards = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
-    pairs = same_prompt_pairs(number_texts(records))
+    pairs = same_prompt_pairs(number_texts(record.prompt for record in records))
     order = orders(np.round(rewards, REWARD_DECIMALS), pairs)
     both = zip(order, pairs.first_M.tolist(), pairs.second_M.tolist(), strict=True)
     return [(first, second) if sign > 0 else (second, first) for sign, first, second in both if sign in (1, -1)]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm import metrics
+from rm.levels import levels_of
 from rm.parts import Statistics, settle_over
-from rm.sides import answers_of, prompts_by_text
+from rm.sides import prompts_by_text
 from rubric_data.counterfactuals import EDITS, edited
 from rubric_data.judges import Judge, JudgeRequest
 from rubric_data.pairs import REWARD_DECIMALS
@@ -184,7 +185,7 @@ def _verdicts(one: _Answered, prompt_B: np.ndarray, counts_RP: np.ndarray) -> di
     """Agreement of the model with the judge on each criterion that the judge answered."""
     gold, prob = np.concatenate(one.gold), np.concatenate(one.proxy)
     prompt_N = np.repeat(prompt_B, [len(answers) for answers in one.gold])
-    levels = np.array([answers_of(criterion) for record in one.records for criterion in record.rubric.criteria])
+    levels = np.array(levels_of(criterion for record in one.records for criterion in record.rubric.criteria))
     known = ~np.isnan(gold)
 
     def make(prompt_N: np.ndarray, prompts: int) -> Statistics:

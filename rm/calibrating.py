@@ -16,10 +16,11 @@ from rich.table import Table
 from scipy.special import expit
 
 from rm import metrics, posterior, reward_level
-from rm.calibration import FILE, GROUPINGS, Calibration, GroupBy, Verdicts, choose, number_texts, prompt_folds
+from rm.calibration import FILE, GROUPINGS, Calibration, GroupBy, Verdicts, choose, prompt_folds
 from rm.config import CalibrateConfig
 from rm.levels import Steps, levels_of
 from rm.posterior import Posterior
+from rm.sides import number_texts
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, json_number
 from rubric_data.records import JudgedResponse
@@ -123,7 +124,7 @@ def fit(
     gold_N, before_N, after_N = map(verdicts.steps.expected, (verdicts.gold_N, expit(verdicts.logits_N), after))
     prompt_N = verdicts.prompt_N[verdicts.steps.step_M == 1]
     probs = _by_response(records, after_N)
-    prompt_B = number_texts(records)
+    prompt_B = number_texts(record.prompt for record in records)
     told, covariances = None, None
     if head is not None:
         told, covariances, report["posterior"] = _posterior(calibration, records, logits, probs, prompt_B, head)
@@ -239,7 +240,8 @@ def _best(records: Sequence[JudgedResponse]) -> np.ndarray:
     gold_B = np.array([rubric_reward(record.rubric, record.values()) for record in records])
     rewarded = np.flatnonzero(~np.isnan(gold_B))
     best_B = np.zeros(len(records), bool)
-    best_B[rewarded] = metrics.in_tail(gold_B[rewarded], number_texts(records)[rewarded], reward_level.TAIL)
+    prompt_B = number_texts(record.prompt for record in records)
+    best_B[rewarded] = metrics.in_tail(gold_B[rewarded], prompt_B[rewarded], reward_level.TAIL)
     return best_B
 
 

@@ -26,6 +26,7 @@ from sklearn.model_selection import GroupKFold
 from rm import metrics, monotone
 from rm.levels import Steps, levels_of
 from rm.reward_level import Doubted, RewardLevel
+from rm.sides import number_texts
 from rubric_data.errors import UserError
 from rubric_data.files import json_number, write_json
 from rubric_data.records import Criterion, JudgedResponse
@@ -204,7 +205,9 @@ class Verdicts:
         count = np.array([count for record in records for count in record.counts()], float)
         if np.isnan(value).all():
             raise UserError("calibration: none of the validation responses has a verdict; judge them first")
-        prompt = np.repeat(number_texts(records), [len(record.rubric.criteria) for record in records])
+        # by text: a prompt under two ids must not be on two sides of a fold
+        prompt_B = number_texts(record.prompt for record in records)
+        prompt = np.repeat(prompt_B, [len(record.rubric.criteria) for record in records])
         criteria = [criterion for record in records for criterion in record.rubric.criteria]
         steps = Steps.of(levels_of(criteria))
         gold = steps.targets(value)
@@ -235,12 +238,6 @@ class Verdicts:
             self.prompt_N[places],
             [self.criteria[place] for place in places],
         )
-
-
-def number_texts(records: Sequence[JudgedResponse]) -> np.ndarray:
-    """An integer for each different prompt text, (B,): a prompt under two ids must not be on two sides of a fold."""
-    places: dict[str, int] = {}
-    return np.array([places.setdefault(record.prompt, len(places)) for record in records], int)
 
 
 @dataclass(frozen=True)

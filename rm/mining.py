@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rm import metrics
+from rm.sides import number_texts
 from rubric_data.pairs import REWARD_DECIMALS, Pairs, orders, same_prompt_pairs
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
@@ -48,13 +49,13 @@ def mine(records: Sequence[JudgedResponse], *, tail: float, min_margin: float = 
     reward_B = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
     place_B = np.flatnonzero(~np.isnan(reward_B))
     reward = np.round(reward_B[place_B], REWARD_DECIMALS)
-    prompt_B = _numbers([record.prompt for record in records])
+    prompt_B = number_texts([record.prompt for record in records])
     prompt = prompt_B[place_B]
     tail_B = metrics.in_tail(reward, prompt, tail)
     pairs = same_prompt_pairs(prompt).within(np.where(tail_B, 0, -1))
     order = orders(reward, pairs)
     gap = np.round(np.abs(reward[pairs.first_M] - reward[pairs.second_M]), REWARD_DECIMALS)
-    text = _numbers([record.response for record in records])[place_B]
+    text = number_texts([record.response for record in records])[place_B]
     kept = (order != 0) & (gap >= min_margin) & (text[pairs.first_M] != text[pairs.second_M])
     better = np.where(order > 0, pairs.first_M, pairs.second_M)[kept]
     worse = np.where(order > 0, pairs.second_M, pairs.first_M)[kept]
@@ -62,7 +63,7 @@ def mine(records: Sequence[JudgedResponse], *, tail: float, min_margin: float = 
         len(np.unique(prompt[some])) for some in (pairs.first_M, pairs.first_M[order != 0], better)
     )
     prompts = len(np.unique(prompt_B))
-    writer = _numbers([record.generator for record in records])[place_B]
+    writer = number_texts([record.generator for record in records])[place_B]
     return Mined(
         Pairs(place_B[better], place_B[worse]),
         prompts=prompts,
@@ -73,9 +74,3 @@ def mine(records: Sequence[JudgedResponse], *, tail: float, min_margin: float = 
         across=int((writer[better] != writer[worse]).sum()),
         mean_margin=float(gap[kept].mean()) if kept.any() else np.nan,
     )
-
-
-def _numbers(texts: Sequence[str]) -> np.ndarray:
-    """The same integer for the same text, from 0, in order of appearance; (B,)."""
-    known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return np.array([known[text] for text in texts], int)

@@ -4,12 +4,13 @@ Owns which verdicts, responses and pairs count, for everything that measures a m
 statistics are `rm.metrics`; what is made of them is `rm.audit`'s and `rm.panel`'s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rm import metrics
+from rm.levels import levels_of
 from rubric_data.errors import UserError
 from rubric_data.pairs import REWARD_DECIMALS, Pairs, same_prompt_pairs
 from rubric_data.records import Criterion, JudgedResponse
@@ -49,7 +50,7 @@ class Table:
             gold_N=gold[known],
             prompt_N=prompt[response[known]],
             response_N=response[known],
-            levels_N=np.array([answers_of(criterion) for criterion in criteria])[known],
+            levels_N=np.array(levels_of(criteria))[known],
             criteria_N=[criterion for criterion, is_known in zip(criteria, known, strict=True) if is_known],
             rewarded_B=rewarded,
             reward_B=np.round(reward[rewarded], REWARD_DECIMALS),
@@ -92,9 +93,10 @@ def prompts_by_text(records: Sequence[JudgedResponse]) -> tuple[int, np.ndarray]
     return len(ids), np.array([number[record.prompt, record.prompt_id] for record in records], int)
 
 
-def answers_of(criterion: Criterion) -> int:
-    """How many answers ``criterion`` has: its levels, or no and yes."""
-    return len(criterion.levels) or 2
+def number_texts(texts: Iterable[str]) -> np.ndarray:
+    """The same integer for the same text, from 0, in order of appearance; (B,)."""
+    places: dict[str, int] = {}
+    return np.array([places.setdefault(text, len(places)) for text in texts], int)
 
 
 def rewards(table: Table, one: Predicted) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -4,7 +4,6 @@ Owns no training and no files but the plot. The statistics are `rm.metrics`; whi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,9 @@ def compare(
         changes = {key: metrics.difference(new[key], old[key], counts_RP) for key in old}
         return {
             key: {
-                "before": _as_dict(metrics.estimate(old[key], counts_RP)),
-                "after": _as_dict(metrics.estimate(new[key], counts_RP)),
-                "change": _as_dict(change),
+                "before": metrics.estimate(old[key], counts_RP).as_dict(),
+                "after": metrics.estimate(new[key], counts_RP).as_dict(),
+                "change": change.as_dict(),
             }
             for key, change in changes.items()
         }
@@ -83,7 +82,7 @@ def compare(
     everything = same_prompt_pairs(table.prompt_B)
     shares = sorted({*TAILS, tail}, reverse=True)
     sets = {"all": everything} | {f"top_{100 * share:g}": pair_sets(table, share)[1] for share in shares}
-    bin_B, bin_N = _bins(records, table)
+    bin_B, bin_N = _bins(table)
     rows = []
     for index in np.unique(bin_B):
         chosen_B, chosen_N = bin_B == index, bin_N == index
@@ -94,7 +93,7 @@ def compare(
                 "high": json_number(table.reward_B[chosen_B].max()),
                 "responses": int(chosen_B.sum()),
                 "pairs": _ordered(table, within),
-                "gold": _as_dict(metrics.estimate(_mean(table, table.reward_B, chosen_B), counts_RP)),
+                "gold": metrics.estimate(_mean(table, table.reward_B, chosen_B), counts_RP).as_dict(),
             }
             | settle(
                 {
@@ -124,13 +123,12 @@ def compare(
     }
 
 
-def _bins(records: Sequence[JudgedResponse], table: Table) -> tuple[np.ndarray, np.ndarray]:
+def _bins(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """The bin of each rewarded response, and of each known verdict; -1 where its response has no reward."""
     bin_B = metrics.equal_mass_bins(table.reward_B, BINS)
-    of_response = np.full(len(records), -1)
+    of_response = np.full(len(table.rewarded_B), -1)
     of_response[table.rewarded_B] = bin_B
-    sizes = [len(record.rubric.criteria) for record in records]
-    return bin_B, np.repeat(of_response, sizes)[table.known_N]
+    return bin_B, of_response[table.response_N]
 
 
 def _mean(table: Table, value_B: np.ndarray, chosen_B: np.ndarray) -> metrics.Ratio:
@@ -140,10 +138,6 @@ def _mean(table: Table, value_B: np.ndarray, chosen_B: np.ndarray) -> metrics.Ra
 def _ordered(table: Table, pairs: Pairs) -> int:
     """How many of ``pairs`` the judge tells apart."""
     return int((table.reward_B[pairs.first_M] != table.reward_B[pairs.second_M]).sum())
-
-
-def _as_dict(estimate: metrics.Estimate) -> dict[str, float | None]:
-    return {key: json_number(value) for key, value in asdict(estimate).items()}
 
 
 # --- what it looks like ----------------------------------------------------------------------------------------------
