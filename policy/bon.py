@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from policy.config import BonConfig
-from policy.prompts import require_pad
+from policy.prompts import require_pad, warn_if_code_answers_all
 from rm import forecast, metrics, report
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.page import short, with_interval
@@ -302,12 +302,8 @@ def _load(config: BonConfig) -> tuple[list[PromptRecord], list[JudgedResponse]]:
                 prepare(criterion.verifier)
         except UserError as error:
             raise UserError(f"prompt {prompt.prompt_id!r}, criterion {criterion.id!r}: {error}") from None
-    if config.use_verifiers and all(is_programmatic(criterion) for _, criterion in criteria):
-        logger.warning(
-            "%s: every criterion carries a verifier, so code gives the whole reward and the model is never asked; "
-            "--use_verifiers false asks it",
-            config.data,
-        )
+    if config.use_verifiers:
+        warn_if_code_answers_all(config.data, [criterion for _, criterion in criteria])
     return prompts, records
 
 

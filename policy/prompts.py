@@ -1,5 +1,6 @@
 """The prompts a policy answers, each with its rubric, and their encoding. Knows no model and no reward."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -7,7 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rm.sampling import render_chat
 from rubric_data.errors import UserError
-from rubric_data.records import JudgedResponse, Rubric
+from rubric_data.programmatic import is_programmatic
+from rubric_data.records import Criterion, JudgedResponse, Rubric
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,13 @@ def require_pad(tokenizer: PreTrainedTokenizerBase) -> None:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of ``prompt`` as a user's turn, up to where the answer starts."""
     return list(tokenizer(render_chat(tokenizer, prompt), add_special_tokens=False)["input_ids"])
+
+
+def warn_if_code_answers_all(data: str, criteria: Iterable[Criterion]) -> None:
+    """Warn where every criterion of ``data`` carries a verifier, and these are used: no model is then asked."""
+    if all(map(is_programmatic, criteria)):
+        logger.warning(
+            "%s: every criterion carries a verifier, so code gives the whole reward and the model is never asked; "
+            "--use_verifiers false asks it",
+            data,
+        )

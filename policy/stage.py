@@ -10,7 +10,6 @@ before and after), curves.png, result.json.
 """
 
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +37,7 @@ from policy.aggregation import check_rubrics
 from policy.checkpoint import BestAdapter, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
-from policy.prompts import RubricPrompt, rubric_prompts
+from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
@@ -53,7 +52,6 @@ from rubric_data.judges import Judge
 from rubric_data.programmatic import CodeFirst, is_programmatic
 from rubric_data.verifiers import check_verifiers
 
-logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 _COUNTS = (
     "steps",
@@ -128,12 +126,8 @@ def load(config: RlConfig) -> Cast:
         check_verifiers(records)
     criteria = [criterion for prompt in (*training, *held_out) for criterion in prompt.rubric.criteria]
     by_code = sum(map(is_programmatic, criteria)) if config.use_verifiers else 0
-    if by_code == len(criteria):
-        logger.warning(
-            "%s: every criterion carries a verifier, so code gives the whole reward and the model is never asked; "
-            "--use_verifiers false asks it",
-            config.data,
-        )
+    if config.use_verifiers:
+        warn_if_code_answers_all(config.data, criteria)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(config.policy)
     scorer = RubricScorer.from_pretrained(
