@@ -57,6 +57,7 @@ from rm.scores import write_scores
 from rm.sides import number_texts
 from rubric_data.errors import UserError
 from rubric_data.files import CONFIG_NAME, write_json, write_text
+from rubric_data.io import read_judged
 from rubric_data.pairs import REWARD_DECIMALS, orders, same_prompt_pairs
 from rubric_data.records import Criterion, JudgedResponse, Split
 from rubric_data.reward import rubric_reward
@@ -510,15 +511,16 @@ PEERS: dict[str, tuple[Callable[[Terms, Texts, Texts], Any], Callable[[Any, Text
 }
 
 
-def run(peer: str, terms: Terms, splits: Sequence[Split], output: Path) -> dict[str, Any]:
+def run(peer: str, terms: Terms, splits: Sequence[Split], output: Path, also: Path | None = None) -> dict[str, Any]:
     """Train ``peer`` and score ``splits`` into ``output``; the facts of a finished one are returned as they are.
 
-    Raises UserError on bad input, or if ``output`` holds the scores of other terms.
+    ``also``: a file of responses that are scored likewise, into ``output`` too. Raises UserError on bad input, or if
+    ``output`` holds the scores of other terms.
     """
     if output.suffix != ".jsonl":
         raise UserError(f"{output}: scores of peers are .jsonl; choose such an --output")
     beside = output.with_suffix(".json")
-    config = {"peer": peer, "splits": list(splits), **asdict(terms)}
+    config = {"peer": peer, "splits": list(splits), "also": None if also is None else str(also), **asdict(terms)}
     if output.exists() and beside.exists():
         facts = json.loads(beside.read_text(encoding="utf-8"))
         changed = sorted(key for key in config if facts["config"].get(key) != config[key])
@@ -531,7 +533,8 @@ def run(peer: str, terms: Terms, splits: Sequence[Split], output: Path) -> dict[
     records = load_exact(terms.data)[0] if terms.use_verifiers else load_judged(terms.data)
     encoder = Encoder(load_tokenizer(terms.model), terms.max_length)
     parts = [of_split(records, split) for split in ("train", "validation")]
-    parts.append([record for split in splits for record in of_split(records, split)])
+    asked_too = [] if also is None else read_judged(also)
+    parts.append([record for split in splits for record in of_split(records, split)] + asked_too)
     train, validation, asked = (Texts(part, encoder) for part in parts)
     learn, score = PEERS[peer]
     begun = time.perf_counter()
@@ -563,6 +566,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help=".jsonl file of scores to write")
     parser.add_argument("--data", help="judged responses with splits; default: the run's")
     parser.add_argument("--splits", nargs="+", choices=get_args(Split), default=["test"], help="which to score")
+    parser.add_argument("--also", type=Path, help="further responses to score (.jsonl or .parquet)")
     parser.add_argument("--tokens", type=int, help="to train on; default: as many as the run read")
     parser.add_argument("--learning_rate", type=float, help="of the backbone at its peak; default: the run's")
     parser.add_argument("--seed", type=int, help="of what is drawn and of the start; default: the run's")
@@ -574,7 +578,7 @@ def main() -> None:
             terms = terms.scaled(given.tokens)
         changed = {name: getattr(given, name) for name in ("data", "learning_rate", "seed")}
         terms = replace(terms, **{name: value for name, value in changed.items() if value is not None})
-        facts = run(given.peer, terms, given.splits, given.output)
+        facts = run(given.peer, terms, given.splits, given.output, given.also)
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     _console.print_json(data={key: facts[key] for key in ("training", "scoring")})

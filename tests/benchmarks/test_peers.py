@@ -118,9 +118,11 @@ def call(monkeypatch, *arguments):
 def test_both_peers_train_and_score_and_are_not_trained_again(our_run, judged, tmp_path, monkeypatch, capsys):
     pytest.importorskip("any2jev")
     facts = {}
+    also = tmp_path / "also.jsonl"
+    write_judged(also, [judged[0].model_copy(update={"response_id": "more"})])
     for peer in ("bt", "any2jev"):
         output = tmp_path / f"{peer}.jsonl"
-        asked = ("--peer", peer, "--run", our_run, "--output", output, "--splits", "validation", "test")
+        asked = ("--peer", peer, "--run", our_run, "--output", output, "--splits", "validation", "test", "--also", also)
         call(monkeypatch, *asked)
         before = output.read_bytes()
         call(monkeypatch, *asked)
@@ -129,9 +131,9 @@ def test_both_peers_train_and_score_and_are_not_trained_again(our_run, judged, t
             call(monkeypatch, *asked, "--seed", 1)
         assert "exists already, with another seed; choose another --output" in capsys.readouterr().err
         facts[peer] = json.loads(output.with_suffix(".json").read_text())
-        assert facts[peer]["scoring"]["responses"] == 4
+        assert facts[peer]["scoring"]["responses"] == 5
         assert [entry["step"] for entry in facts[peer]["training"]["validation"]] == [2, 3, 5, 6]
-    held_out = judged[8:]
+    held_out = [*judged[8:], judged[0].model_copy(update={"response_id": "more"})]
 
     rows = [json.loads(line) for line in (tmp_path / "bt.jsonl").read_text().splitlines()]
     assert [row["response_id"] for row in rows] == [record.response_id for record in held_out]
@@ -142,7 +144,7 @@ def test_both_peers_train_and_score_and_are_not_trained_again(our_run, judged, t
     assert rows[0]["reward"] > rows[1]["reward"] and rows[2]["reward"] > rows[3]["reward"]  # pears above stones
 
     probs = read_scores(tmp_path / "any2jev.jsonl", held_out)
-    assert [row.shape for row in probs] == [(2,)] * 4 and probs[0][0] != probs[0][1]
+    assert [row.shape for row in probs] == [(2,)] * 5 and probs[0][0] != probs[0][1]
     trained = facts["any2jev"]["training"]
     assert trained["steps"] == 6 and trained["verdicts"] == 2 * trained["responses"] and trained["temperature"] > 0
     assert facts["any2jev"]["versions"]["any2jev"].startswith("0.1")
