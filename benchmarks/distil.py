@@ -4,24 +4,28 @@
     python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2 --beside tail blind bt any2jev --split test
 
 Reads ../shared/data. For each data set and seed: train, calibrate, audit, in runs/distil/<data>-<seed>; `--beside` puts
-the same with a tail stage, the rubric-blind model and the peers of `benchmarks.peers` into the same table. What is
-finished is not done again and a killed training goes on, so the command may be given at any time. With `--split test`,
-which is for the end, the record benchmarks/results/distil-<data>-<beside>.json is written.
+the same with a tail stage or with a part changed (`VARIANTS`) and the peers of `benchmarks.peers` into the same table.
+What is finished is not done again and a killed training goes on, so the command may be given at any time. With `--split
+test`, which is for the end, the record benchmarks/results/distil-<data>-<beside>.json is written.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import RESULTS, ROOT, circumstances, spread
 from policy.cli import main as command_line
+from rm.model import RubricRewardModel
 from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse, Split, content_hash
@@ -29,7 +33,14 @@ from rubric_data.split import SPLITS
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "distil"
-BESIDE = ("tail", "blind", "bt", "any2jev")
+# ours with one part changed: it reads no rubric; learns no pairs; its head does not start as the model's own Yes or No
+VARIANTS: dict[str, dict[str, Any]] = {
+    "blind": {"rubric_blind": "true"},
+    "no_pairs": {"pairwise_weight": 0},
+    "cold_head": {},
+}
+PEERS = ("bt", "any2jev")
+BESIDE = ("tail", *VARIANTS, *PEERS)
 
 _COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 0.1, "patience": 20}
 _LONG = {"max_length": 1024, "responses_per_tree": 4, "max_steps": 150, "eval_steps": 30}
@@ -60,20 +71,34 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
     if "tail" in beside:
         settings = {"seed": seed, "model": ours, **_TAIL}
         others["tail"] = _trained(folder / "tail", "tail", source, settings)
-    if "blind" in beside:
-        settings = {"seed": seed, "rubric_blind": "true", **RECIPES[data]}
-        others["blind"] = _trained(folder / "blind", "train", source, settings)
-    for peer in ("bt", "any2jev"):
-        if peer in beside:
-            others[peer] = folder / f"{peer}.jsonl"
-            words = ["--peer", peer, "--run", folder / "train", "--output", others[peer]]
-            command = [sys.executable, "-m", "benchmarks.peers", *words, "--splits", "validation", "test"]
-            subprocess.run([str(word) for word in command], check=True)  # a finished peer is not trained again
+    for name in (name for name in VARIANTS if name in beside):
+        with cold_heads() if name == "cold_head" else nullcontext():
+            settings = {"seed": seed} | RECIPES[data] | VARIANTS[name]
+            others[name] = _trained(folder / name, "train", source, settings)
+    for peer in (peer for peer in PEERS if peer in beside):
+        others[peer] = folder / f"{peer}.jsonl"
+        words = ["--peer", peer, "--run", folder / "train", "--output", others[peer]]
+        command = [sys.executable, "-m", "benchmarks.peers", *words, "--splits", "validation", "test"]
+        subprocess.run([str(word) for word in command], check=True)  # a finished peer is not trained again
     audit = folder / "-".join(["audit", split, *others])
     if not (audit / "audit.json").exists():
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
         _run("audit", "--model", ours, "--data", source, "--output", audit, "--split", split, *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def cold_heads() -> Iterator[None]:
+    """Meanwhile verdict heads start at random, as a classifier's would."""
+    warm = RubricRewardModel.from_language_model
+
+    def cold(*args: Any, **options: Any) -> RubricRewardModel:
+        model = warm(*args, **options)
+        torch.nn.init.normal_(model.head.weight, std=0.02)
+        return model
+
+    with mock.patch.object(RubricRewardModel, "from_language_model", cold):
+        yield
 
 
 def _source(data: str) -> Path:
