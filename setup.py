@@ -24,6 +24,7 @@ DEPENDENCIES = [
     "pydantic>=2.14,<3",
     "pyyaml>=6,<7",
     "jsonargparse>=4.53,<5",
+    "httpx2>=2.16,<3",
     "openai>=3.54,<4",
     "tenacity>=9.2,<10",
     "jinja2>=3.1,<4",

@@ -143,9 +143,8 @@ def claim_client() -> None:
                 baseline="asked for",
                 baseline_samples=[concurrency],
                 config={"latency": LATENCY, "criteria": CRITERIA, "requests": runs[0].requests, "target": "0.95"},
-                notes=f"a call takes the client {1e3 * each:.1f} ms of CPU, most of it in the SDK and waiting for the "
-                f"interpreter's lock: one process begins {1 / each:.0f} calls a second at most, and "
-                f"{concurrency / LATENCY:.0f} were asked for",
+                notes=f"a call takes the client {1e3 * each:.1f} ms of CPU, verdicts and ledger included: one process "
+                f"begins {1 / each:.0f} calls a second at most, and {concurrency / LATENCY:.0f} were asked for",
             )
 
 

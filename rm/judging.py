@@ -23,7 +23,6 @@ from rubric_data.files import CONFIG_NAME, start_run, write_json
 from rubric_data.io import load_data, write_judged
 from rubric_data.judges import Judge
 from rubric_data.labelling import (
-    WAITING,
     Engine,
     InProcess,
     Only,
@@ -98,7 +97,7 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
                     votes=config.votes,
                     max_masked=config.max_masked,
                     only=only,
-                    progress=True,
+                    progress=config.engine != "batch",  # whose answers are there at once, or not at all
                 )
             except UserError:
                 if isinstance(engine, ResultFiles) and engine.ingested.replies:
@@ -106,17 +105,20 @@ def run_judge(config: JudgeConfig) -> dict[str, Any]:
                 raise
             batch = _leave_requests(engine, folder, ledger) if isinstance(engine, ResultFiles) else {}
             spent = tally.report("judge")
+    counted = counts.to_dict()
+    if waiting := counted.pop("waiting"):
+        counted = {"waiting": f"{waiting} of {counts.verdicts} verdicts, for the results of the batch", **counted}
     report = {
         "judge": engine.name,
         "template": engine.template,
         "data": str(config.data),
         "splits": dict(Counter(record.split or "none" for record in judged)),
-        **counts.to_dict(),
+        **counted,
         "by_code": by_code and asdict(by_code),
         "spent": spent,
         **batch,
     }
-    if WAITING not in counts.masked:
+    if not counts.waiting:
         write_judged(folder / "judged.jsonl", judged)
         write_json(folder / "report.json", report)
         if counts.agreement is not None:
@@ -247,12 +249,13 @@ def _tell_of_rubrics(records: Sequence[JudgedResponse]) -> None:
 
 
 def _with_splits(name: str, records: list[JudgedResponse]) -> list[JudgedResponse]:
+    """``records`` with splits, where they can have some; where a prompt or two are tried out, nobody misses them."""
     if not any(record.split for record in records) and len(prompt_groups(records)) < len(SPLITS):
-        logger.warning(
-            "data: fewer than %d groups of prompts share no text or rubric, so no splits are assigned; "
-            "set 'split' on every response before training",
-            len(SPLITS),
-        )
+        if len(prompt_groups(records, shared_rubrics=True)) >= len(SPLITS):
+            logger.warning(
+                "data: prompts share their rubrics, so no splits are given; before training, let 'rubric-rm data split "
+                "--shared_rubrics true' split judged.jsonl"
+            )
         return records
     check_leaks(records, shared_rubrics=True)  # before anybody is paid
     return assign_splits(records, name=name)

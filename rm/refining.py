@@ -6,7 +6,8 @@ Owns files, resuming, the table and the plot; what a round does is `rubric_data.
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from rubric_data.refine import (
     summary,
 )
 from rubric_data.reward import rubric_reward
-from rubric_data.spending import tallied
+from rubric_data.spending import read_spent, tallied
 from rubric_data.verifiers import check_verifiers
 from rubric_data.versions import Version, read_versions, write_versions
 
@@ -57,7 +58,7 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     rounds.png into ``config.output``.
 
     Returns the report: the numbers of every round, and what was spent. Raises UserError on bad input and on a spent
-    budget; --resume true then goes on, and no reply or verdict is paid twice.
+    budget; report.json then says which rounds are left, --resume true goes on, and no reply or verdict is paid twice.
     """
     settings = _settings(config)
     attached = attach_rubrics(config.data, config.rubrics, limit=config.limit)
@@ -68,18 +69,19 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     folder = start_run(config.output, without(asdict(config), REFINE_SETS), resume=config.resume, free=_FREE)
     # what a local judge said took long, so that its ledger is worth keeping
     void = {JOURNAL, VERSIONS, REPORT, *(() if config.judge.judge == "local" else FILES)}
-    with tallied(folder, void=void, proposer=lambda: endpoint.spent, judge=lambda: spent_by(judge)) as tally:
+    paid = {"proposer": lambda: endpoint.spent, "judge": lambda: spent_by(judge)}
+    with _told_if_unfinished(folder), tallied(folder, void=void, **paid) as tally:
         ranker = _ranker(config, judge, folder)
         proposer = Proposer.of(config, endpoint, folder, task="refine")
-        rounds, versions, done = _before_rounds(folder, records, ranker, settings)
+        rounds, versions, done = _before_rounds(folder, records, ranker, settings, config.rounds)
         for number in range(len(rounds), config.rounds + 1):
             done = run_round(
                 number, done.subjects, ranker, proposer, settings, max_failed=config.max_failed, progress=True
             )
             versions += done.versions
             rounds.append(summary(number, done, settings))
-            _keep(folder, versions, rounds)
-        spent = {name: tally.report(name) for name in ("proposer", "judge")}
+            _keep(folder, versions, rounds, config.rounds)
+        spent, bill = {name: tally.report(name) for name in paid}, tally.lines()
     final = {subject.prompt_id: subject.rubric for subject in done.subjects}
     prompts = [
         record.model_copy(update={"rubric": final.get(record.prompt_id, record.rubric)}) for record in attached.prompts
@@ -87,6 +89,7 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     write_prompts(folder / PROMPTS, prompts)
     write_judged(folder / RESPONSES, with_rubrics(records, final))
     report = {
+        "finished": True,
         "proposer": proposer.name,
         "template": proposer.template,
         "ranker": ranker.name,
@@ -100,10 +103,7 @@ def run_refine(config: RefineConfig) -> dict[str, Any]:
     }
     write_json(folder / REPORT, report)
     plot(folder / PLOT, rounds)
-    console = Console()
-    console.print(table(rounds))
-    for note in notes(report):
-        console.print(Text(note))
+    _tell(rounds, notes(report) + bill)
     return report
 
 
@@ -126,20 +126,22 @@ def _settings(config: RefineConfig) -> Settings:
 
 
 def _before_rounds(
-    folder: Path, records: list[JudgedResponse], rank: Ranker, settings: Settings
+    folder: Path, records: list[JudgedResponse], rank: Ranker, settings: Settings, wanted: int
 ) -> tuple[list[dict[str, Any]], list[Version], Round]:
     """Rows, versions and subjects of all that is complete: nothing but the start in a new run."""
+    rounds = _kept(folder)["rounds"]
+    versions = read_versions(folder / VERSIONS) if rounds else []
+    # versions are written first, so those of a round that has no row yet are made again from the journal
+    versions = [version for version in versions if version.round < len(rounds)]
+    if len(rounds) <= wanted:
+        _keep(folder, versions, rounds, wanted)  # a finished run that goes on for more rounds is finished no longer
     subjects = first_subjects(records, rank, settings)
     _check_pools(subjects, settings)
-    if not (folder / REPORT).exists():
-        versions = [_given(subject) for subject in subjects]
-        rounds = [summary(0, Round(subjects), settings)]
-        _keep(folder, versions, rounds)
-        return rounds, versions, Round(subjects)
-    rounds = json.loads((folder / REPORT).read_text(encoding="utf-8"))["rounds"]
-    # versions are written first, so those of a round that has no row yet are made again from the journal
-    versions = [version for version in read_versions(folder / VERSIONS) if version.round < len(rounds)]
-    return rounds, versions, Round(replayed(subjects, versions, rank))
+    if rounds:
+        return rounds, versions, Round(replayed(subjects, versions, rank))
+    versions, rounds = [_given(subject) for subject in subjects], [summary(0, Round(subjects), settings)]
+    _keep(folder, versions, rounds, wanted)
+    return rounds, versions, Round(subjects)
 
 
 def _check_pools(subjects: Sequence[Subject], settings: Settings) -> None:
@@ -156,9 +158,34 @@ def _given(subject: Subject) -> Version:
     return Version(prompt_id=subject.prompt_id, id=rubric.id, round=0, accepted=True, proposer="given", rubric=rubric)
 
 
-def _keep(folder: Path, versions: Sequence[Version], rounds: Sequence[dict[str, Any]]) -> None:
+def _keep(folder: Path, versions: Sequence[Version], rounds: Sequence[dict[str, Any]], wanted: int) -> None:
     write_versions(folder / VERSIONS, versions)
-    write_json(folder / REPORT, {"rounds": rounds})
+    left = list(range(len(rounds), wanted + 1))
+    write_json(folder / REPORT, {"finished": False, "rounds_left": left, "rounds": rounds})
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What report.json holds so far; a report without rounds if there is none."""
+    path = folder / REPORT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rounds": []}
+
+
+@contextmanager
+def _told_if_unfinished(folder: Path) -> Iterator[None]:
+    """When the block fails or is interrupted, print how far the run has come and what was spent on it."""
+    try:
+        yield
+    except BaseException:
+        report = _kept(folder)
+        if "rounds_left" in report:
+            spent = [f"spent on the {name} so far: {spent}" for name, spent in read_spent(folder).items()]
+            _tell(report["rounds"], [*spent, _unfinished(report["rounds_left"])])
+        raise
+
+
+def _unfinished(rounds_left: Sequence[int]) -> str:
+    left = f"rounds left: {', '.join(map(str, rounds_left))}" if rounds_left else "no round is left"
+    return f"unfinished ({left}), and report.json says so; the same command with --resume true goes on"
 
 
 # --- rankers ---------------------------------------------------------------------------------------------------------
@@ -226,6 +253,14 @@ def _ranker(config: RefineConfig, judge: Judge | None, folder: Path) -> JudgeRan
 
 
 # --- what it looks like ----------------------------------------------------------------------------------------------
+
+
+def _tell(rounds: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
+    console = Console()
+    if rounds:
+        console.print(table(rounds))
+    for line in lines:
+        console.print(Text(line))
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> Table:

@@ -30,6 +30,7 @@ from rm.prefix_cache import PrefixCache, Reading
 from rm.reward_level import Expected
 from rm.scores import SUFFIXES, write_scores
 from rubric_data.errors import UserError
+from rubric_data.files import refuse_existing
 from rubric_data.io import load_data
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
@@ -202,8 +203,9 @@ class RubricScorer:
         self._check_room(asked)  # before hours of work
         rows = list(zip(prompts, responses, rubrics, checks, strict=True))
         found: dict[int, Scored] = {}
-        with Progress(transient=True, disable=not progress) as bar:
-            task = bar.add_task("scoring", total=sum(map(bool, asked)))
+        total = sum(map(bool, asked))
+        with Progress(transient=True, disable=not (progress and total)) as bar:
+            task = bar.add_task("scoring", total=total)
             for batch, finished in ahead(self._batches(_by_prompt(prompts, responses, asked))):
                 for chosen, cached in self._by_cache(batch):
                     answers = self._answers([piece.tree for _, piece in chosen], cached)
@@ -453,8 +455,7 @@ def run_score(config: ScoreConfig) -> dict[str, Any]:
     output = Path(config.output)
     if output.suffix not in SUFFIXES:
         raise UserError(f"{output}: unknown format {output.suffix!r}; use .jsonl or .parquet")
-    if output.exists() and not config.overwrite:
-        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
+    refuse_existing(output, config.overwrite)
     records = load_data(config.data)
     if config.use_verifiers:
         check_verifiers(records)  # here, where a mistake has a place in the file

@@ -14,6 +14,7 @@ from rubric_data.lint import lexical_similarity, shown
 from rubric_data.records import Criterion, Rubric
 
 _REWORDED = 0.4  # criteria less similar than this are two different ones
+_PROMPT = 60  # characters of a prompt that are shown beside its id
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def _pairs(old: list[Criterion], new: list[Criterion]) -> list[tuple[Criterion, 
 
 def run_diff(config: DiffConfig) -> dict[str, Any]:
     """Print what changed from ``config.before`` to ``config.after``; returns counts. Raises UserError on bad input."""
-    before, after = (
-        {record.prompt_id: record.rubric for record in load_prompts(name)} for name in (config.before, config.after)
-    )
+    sides = [load_prompts(name) for name in (config.before, config.after)]
+    before, after = ({record.prompt_id: record.rubric for record in side} for side in sides)
+    prompts = {record.prompt_id: record.prompt for side in sides for record in side}
     console = Console()
     diffs = {key: diff_rubrics(before.get(key), after.get(key)) for key in dict.fromkeys((*before, *after))}
     for prompt_id, diff in diffs.items():
@@ -77,7 +78,8 @@ def run_diff(config: DiffConfig) -> dict[str, Any]:
             else ", only " + ("before" if prompt_id in before else "after")
         )
         if diff or lone:
-            console.print(Text(shown(prompt_id) + lone, style="bold"))
+            heading = Text.assemble((shown(prompt_id) + lone, "bold"), f": {_first_words(prompts[prompt_id])}")
+            console.print(heading, soft_wrap=True)
             for line in _lines(diff):
                 console.print(line, soft_wrap=True)
     parts = ("added", "removed", "reworded", "reweighted")
@@ -99,6 +101,11 @@ def _lines(diff: RubricDiff) -> Iterable[Text]:
         yield Text(f"    {_weighted(after)}")
     for before, after in diff.reweighted:
         yield Text(f"  = [{before.weight:g} -> {after.weight:g}] {shown(after.text)}")
+
+
+def _first_words(prompt: str) -> str:
+    words = shown(prompt)
+    return words if len(words) <= _PROMPT else f"{words[: _PROMPT - 1].rstrip()}…"
 
 
 def _weighted(criterion: Criterion) -> str:

@@ -1,7 +1,11 @@
 """Paid calls to an OpenAI-compatible server: concurrency, retries, rate limits, budgets. Knows no prompt and no reply.
 
 Every try is counted before it is sent, its tokens when they are known and its failure by kind, so that what a run cost
-can be told to the last failed call. A reply is JSON of at most `MOST_BYTES`, or it is no reply.
+can be told to the last failed call. A reply is JSON of at most `rubric_data.wire.MOST_BYTES`, or it is no reply.
+
+The SDK says where a call goes, under which headers, and what its failures are called. Its typed layer is left out: it
+would take a millisecond of the interpreter for each call, and fit whatever comes into its own types, or fail at it in
+ways of its own. `rubric_data.wire` sends and reads.
 """
 
 import json
@@ -10,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,6 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 import tenacity
 
@@ -27,11 +31,11 @@ from rubric_data.config import EndpointConfig
 from rubric_data.errors import UserError
 from rubric_data.judges import no_repeats
 from rubric_data.spending import Spent
+from rubric_data.wire import BrokenReply, Wire
 
 MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-MOST_BYTES = 4 * 2**20  # of a reply, unpacked; a thousand verdicts with their reasons take a tenth of it
 GATHER = 0.25  # seconds: what finishes within them is handed over together
-_SETUP_ERRORS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+_SETUP_STATUS = (401, 403, 404)  # the key is refused, or there is no such model or path
 _MILLION = 1_000_000
 _MOST_TOKENS = 10**9  # that one reply can have used; beyond, the server miscounts
 CHARACTERS = 4  # of a token, about: for a guess at a call's size before it is sent
@@ -39,10 +43,6 @@ CHARACTERS = 4  # of a token, about: for a guess at a call's size before it is s
 
 class BudgetSpent(Exception):
     """No further call may be made. The message says which budget is used up."""
-
-
-class BrokenReply(openai.OpenAIError):
-    """Something came with status 200, but not what was asked for: a gateway's page, half a body, far too much."""
 
 
 NO_REPLY = (openai.OpenAIError, BudgetSpent)  # what `Endpoint.failure` explains
@@ -185,13 +185,15 @@ class Endpoint:
         self.limits = limits
         self.account = account or Account(limits)
         self.key_hint = f"check ${api_key_env}, the model's name and base_url"
-        self._client = openai.OpenAI(
-            api_key=key or "none",
-            base_url=base_url or "https://api.openai.com/v1",  # else the SDK would take one from the environment
-            timeout=limits.timeout,
-            max_retries=0,
-            http_client=_Client(limits.timeout),
-        )
+        self._base_url = base_url or "https://api.openai.com/v1"  # else the SDK would take one from the environment
+        self._tls = httpx2.create_ssl_context()
+        self._local = threading.local()
+        sdk = openai.OpenAI(api_key=key or "none", base_url=self._base_url, http_client=self._wire)
+        self._url = str(sdk.base_url).rstrip("/")
+        self._headers = sdk.auth_headers | {
+            name: value for name, value in sdk.default_headers.items() if isinstance(value, str)
+        }
+        self._requests: dict[str, httpx2.Request] = {}  # by path, one that others are made like
 
     @property
     def spent(self) -> Spent:
@@ -250,9 +252,14 @@ class Endpoint:
         self, path: str, body: Mapping[str, Any], stop: threading.Event, *, holds: str, likely_tokens: int = 0
     ) -> dict[str, Any]:
         """The JSON reply to ``body`` at ``path`` below the base URL, with something in ``holds``. Raises as `chat`."""
-        # as bytes: the SDK would fit whatever comes into its own types, or fail at it in ways of its own
-        send = partial(self._client.post, path, cast_to=bytes, body=dict(body))
-        return self._call(lambda: read_reply(send(), holds), stop, likely_tokens)
+        like = self._requests.get(path)
+        if like is None:  # address and headers are the same for every call, and take long to make
+            like = self._wire.build_request("POST", self._url + path, headers=self._headers)
+            del like.headers["content-length"]
+            self._requests[path] = like
+        content = json.dumps(body, ensure_ascii=False).encode()
+        request = httpx2.Request("POST", like.url, headers=like.headers, content=content, extensions=like.extensions)
+        return self._call(request, holds, stop, likely_tokens)
 
     def failure(self, error: Exception) -> tuple[str, str]:
         """Kind of reason (see `rubric_data.judges`) and detail of a call that brought no reply."""
@@ -266,12 +273,19 @@ class Endpoint:
             return status_kind(error.status_code), one_line(error)
         return "server_error", one_line(error)
 
-    def _call(self, send: Callable[[], dict[str, Any]], stop: threading.Event, likely_tokens: int) -> dict[str, Any]:
+    @property
+    def _wire(self) -> Wire:
+        """The calling thread's own: among the connections of all threads it takes long to find a free one."""
+        if not hasattr(self._local, "wire"):
+            self._local.wire = Wire(self._base_url, self.limits.timeout, self._tls)
+        return self._local.wire
+
+    def _call(self, request: httpx2.Request, holds: str, stop: threading.Event, likely_tokens: int) -> dict[str, Any]:
         def once() -> dict[str, Any]:
             if wait := self.account.admit(likely_tokens):
                 _sleep(stop, wait)
             try:
-                reply = send()
+                reply = read_reply(self._wire.fetch(request), holds)
             except openai.OpenAIError as error:
                 self.account.count_failure(self.failure(error)[0])
                 raise
@@ -288,36 +302,10 @@ class Endpoint:
         )
         try:
             return retrying(once)
-        except _SETUP_ERRORS as error:
+        except openai.APIStatusError as error:
+            if error.status_code not in _SETUP_STATUS:
+                raise
             raise UserError(f"endpoint{self.place}: {one_line(error)}; {self.key_hint}") from None
-
-
-class _Client(openai.DefaultHttpxClient):
-    """Reads a reply within ``seconds`` in all and up to `MOST_BYTES`.
-
-    The library's own time-out is for each piece of a body, however many there are, and it knows no limit of size.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(timeout=seconds)
-        self._seconds = seconds
-
-    def __del__(self) -> None:  # as the SDK does with a client of its own making
-        self.close()
-
-    def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-        deadline = time.monotonic() + self._seconds
-        body = bytearray()
-        with closing(super().send(request, stream=True, **options)) as response:
-            for piece in response.iter_bytes():
-                body += piece
-                if len(body) > MOST_BYTES:
-                    raise BrokenReply(f"the reply is longer than {MOST_BYTES / 2**20:g} MiB")
-                if time.monotonic() > deadline:
-                    raise openai.APITimeoutError(request)
-        unpacked = {"content-encoding", "content-length", "transfer-encoding"}
-        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in unpacked]
-        return type(response)(response.status_code, headers=headers, content=bytes(body), request=request)
 
 
 def _announce(finished: "SimpleQueue[tuple[int, Future[Result]]]", place: int, call: "Future[Result]") -> None:

@@ -25,9 +25,11 @@ os.umask(_UMASK)
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; it replaces ``path`` only if the block succeeds.
 
-    Raises UserError if the folder cannot be written.
+    Raises UserError if the folder cannot be written, or if ``path`` is itself one.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -82,7 +84,7 @@ def commit(root: Path = _ROOT) -> dict[str, str | bool] | None:
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
     """Raise UserError if the file ``output`` is there and may not be replaced."""
-    if output.exists() and not overwrite:
+    if os.path.exists(output) and not overwrite:  # not `Path.exists`, which raises on a name that is too long
         raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
 
 
@@ -98,7 +100,7 @@ def start_run(
     folder = Path(output)
     stored = folder / CONFIG_NAME
     settled = json.loads(json.dumps({key: value for key, value in config.items() if key != "resume"}))
-    if stored.exists():
+    if os.path.exists(stored):
         if not resume:
             otherwise = "" if resume is None else ", or add --resume true to go on"
             raise UserError(f"{folder}: holds a run already; choose another --output{otherwise}")
@@ -109,9 +111,9 @@ def start_run(
             told = ", ".join(f"{key} is {new.get(key)!r:.60} and was {old.get(key)!r:.60}" for key in changed)
             raise UserError(f"{folder}: cannot resume, as {told} (in {stored}); use the same values")
         return folder
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose a folder for --output")
-    if folder.is_dir() and any(folder.iterdir()):
+    if os.path.isdir(folder) and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no run; choose another --output")
     write_json(folder / ORIGIN_NAME, {"command": sys.argv, "commit": None, "dirty": None} | (commit() or {}))
     write_json(stored, settled)

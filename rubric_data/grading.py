@@ -12,6 +12,7 @@ import numpy as np
 
 from rubric_data.config import DataLevelsConfig
 from rubric_data.errors import UserError
+from rubric_data.files import refuse_existing
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import Criterion, JudgedResponse, Level, Rubric
 
@@ -73,8 +74,7 @@ def run_levels(config: DataLevelsConfig) -> dict[str, Any]:
     Raises UserError on bad input, if the output exists, if nothing was judged between 0 and 1, or on no even scale.
     """
     output = Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
+    refuse_existing(output, config.overwrite)
     records = read_judged(config.data)
     labels = config.labels
     if labels is None:

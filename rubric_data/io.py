@@ -7,6 +7,7 @@ a row, and in the column ``criteria`` each criterion beside its verdict. What a 
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -177,7 +178,7 @@ def _suffix(path: Path) -> str:
 def _existing(path: Path) -> str:
     """The suffix of a file that is there."""
     suffix = _suffix(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # not `Path.is_file`, which raises on a name that is too long
         raise UserError(f"{path}: no such file; give '{BUILTIN}' or the path of a .jsonl or .parquet file")
     return suffix
 
@@ -477,6 +478,13 @@ def _build(
         raise UserError(f"{where}: {explain(error, prefix, names or {})}") from None
 
 
+# what a file holds, by what pydantic says of the record that it becomes
+_KINDS = {
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "an object"),
+}
+
+
 def explain(
     error: ValidationError, prefix: tuple[str | int, ...] = (), names: Mapping[str, str] = MappingProxyType({})
 ) -> str:
@@ -498,6 +506,8 @@ def explain(
         return f"{field}is not known; remove or rename it"
     if first["type"] == "value_error":
         return f"{field}{first['ctx']['error']}; correct it"
+    if first["type"] in _KINDS:
+        return f"{field}must be {_KINDS[first['type']]}, got {_short(first['input'])}; correct it"
     problem = first["msg"].replace("Input should be", "must be")
     quoted = first["type"] == "float_type" and isinstance(first["input"], str)
     remedy = "write a number, without quotation marks" if quoted else "correct it"

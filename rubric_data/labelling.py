@@ -48,6 +48,7 @@ class LabelReport:
     asked: int  # answers the judge was asked for in this run: a verdict takes one for each vote
     reused: int  # answers in the ledger already, or to the same question as another
     masked: dict[str, int]  # by kind of reason
+    waiting: int  # no verdicts yet: the engine brought no reply, not even a failure
     mean_verdict: float | None  # over the verdicts that have a value
     agreement: dict[str, Any] | None = None  # of the votes, where there are several (`rubric_data.agreement`)
 
@@ -386,24 +387,26 @@ def _report(
 ) -> LabelReport:
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     kinds = Counter(reason_kind(verdict.masked) for verdict in verdicts if verdict.masked is not None)
+    waiting = kinds.pop(WAITING, 0)
     return LabelReport(
         responses=responses,
         verdicts=len(verdicts),
         asked=asked,
         reused=reused,
         masked=dict(sorted(kinds.items())),
+        waiting=waiting,
         mean_verdict=float(np.mean(values)) if values else None,
         agreement=between,
     )
 
 
 class _Bar:
-    """Progress in answers on stderr, or nothing."""
+    """Progress in answers on stderr; nothing where nothing is to be asked."""
 
     def __init__(self, total: int, *, shown: bool) -> None:
         columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         more = TextColumn("masked {task.fields[masked]}{task.fields[spent]}")
-        self._progress = Progress(*columns, more, console=Console(stderr=True), disable=not shown)
+        self._progress = Progress(*columns, more, console=Console(stderr=True), disable=not (shown and total))
         self._task = self._progress.add_task("", total=total, masked=0, spent="")
 
     def __enter__(self) -> "_Bar":

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from rubric_data.config import LedgerExportConfig, LedgerStatsConfig, LedgerVerifyConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path
+from rubric_data.files import atomic_path, refuse_existing
 from rubric_data.io import load_data
 from rubric_data.judges import is_unanswered, reason_kind
 from rubric_data.ledger import COLUMNS, LedgerReader, verdict_key
@@ -49,8 +49,12 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def run_stats(config: LedgerStatsConfig) -> dict[str, Any]:
-    """Show and return what ``config.ledger`` holds: its size in bytes, and numbers by judge and template."""
+    """Show and return what ``config.ledger`` holds: its size in bytes, and numbers by judge and template.
+
+    Raises UserError if a page of it is damaged, whether or not the numbers come from it.
+    """
     with LedgerReader(config.ledger) as ledger:
+        _check_pages(ledger, "quick_check")
         groups = statistics(ledger)
     size = Path(config.ledger).stat().st_size
     console = Console()
@@ -121,8 +125,7 @@ def run_export(config: LedgerExportConfig) -> dict[str, Any]:
     output = Path(config.output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"{output}: unknown file type {output.suffix!r}; use .jsonl or .parquet")
-    if output.exists() and not config.overwrite:
-        raise UserError(f"{output}: exists already; choose another --output, or add --overwrite true")
+    refuse_existing(output, config.overwrite)
     with LedgerReader(config.ledger) as ledger:
         where, values = ("", ()) if config.judge is None else (" WHERE judge = ?", (config.judge,))
         ((total,),) = ledger.select(f"SELECT count(*) FROM verdicts{where}", *values)
@@ -191,9 +194,7 @@ def check(ledger: LedgerReader) -> dict[str, int]:
     Checked are SQLite's own structures, tables and triggers, and each row: its key is 64 hex digits, its verdict one
     that `Verdict` accepts, and calls without an answer lie among the attempts and nowhere else.
     """
-    found = [row[0] for row in ledger.select("PRAGMA integrity_check(1)")]
-    if found != ["ok"]:
-        raise _damaged(ledger, str(found[0]))
+    _check_pages(ledger, "integrity_check")
     if faults := ledger.layout_faults():
         raise _damaged(ledger, f"{faults[0]} is not as this version makes it")
     rows = {}
@@ -204,6 +205,13 @@ def check(ledger: LedgerReader) -> dict[str, int]:
             if fault := _fault(row, unanswered=table == "attempts"):
                 raise _damaged(ledger, f"row {number} of {table}: {fault}")
     return rows
+
+
+def _check_pages(ledger: LedgerReader, pragma: str) -> None:
+    """SQLite's own check: `quick_check` of every page, `integrity_check` also of indices against their tables."""
+    found = [row[0] for row in ledger.select(f"PRAGMA {pragma}(1)")]
+    if found != ["ok"]:
+        raise _damaged(ledger, str(found[0]))
 
 
 def coverage(ledger: LedgerReader, records: list[JudgedResponse]) -> list[dict[str, Any]]:

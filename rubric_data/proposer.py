@@ -147,7 +147,8 @@ class Proposer:
         watch = _Watch(max_failed, self.name, self._again)
         columns = (TextColumn(progress or ""), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         failed = TextColumn("failed {task.fields[failed]}")
-        with Progress(*columns, failed, console=Console(stderr=True), disable=progress is None) as bar:
+        shown = progress is not None and bool(different)
+        with Progress(*columns, failed, console=Console(stderr=True), disable=not shown) as bar:
             task = bar.add_task("", total=len(different), failed=0)
 
             wanted = takewhile(lambda _: watch.error is None, different.items())

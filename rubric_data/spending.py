@@ -52,6 +52,19 @@ class Spent:
         """Whether any call did."""
         return bool(self.tokens_in or self.tokens_out or self.unmetered)
 
+    def __str__(self) -> str:
+        """In words, for a terminal: "13 calls, 2 of them failed, 1,200 tokens read, 300 written, cost 0.25"."""
+        failed = sum(self.failed.values())
+        parts = (
+            (self.calls == 1, "1 call"),
+            (self.calls != 1, f"{self.calls:,} calls"),
+            (failed, f"{failed:,} of them failed"),
+            (True, f"{self.tokens_in:,} tokens read, {self.tokens_out:,} written"),
+            (self.unmetered, f"{self.unmetered:,} replies told no tokens"),
+            (self.cost is not None, f"cost {self.cost or 0:.4g}"),
+        )
+        return ", ".join(words for said, words in parts if said)
+
 
 class Tally:
     """What each of ``sources`` has used in this invocation and in those before, kept in `FILE` of ``folder``.
@@ -63,7 +76,7 @@ class Tally:
     def __init__(self, folder: Path, sources: dict[str, Callable[[], Spent | None]]) -> None:
         self._path = folder / FILE
         self._sources = sources
-        self._before = _read(self._path)
+        self._before = read_spent(folder)
         self._kept = dict(self._before)
 
     def total(self) -> dict[str, Spent]:
@@ -75,6 +88,15 @@ class Tally:
         """``this_run``, what the source ``name`` has used in this invocation, and ``total``; None if it is free."""
         spent = self._sources[name]()
         return None if spent is None else {"this_run": asdict(spent), "total": asdict(self.total()[name])}
+
+    def lines(self) -> list[str]:
+        """For a terminal, a line for each source that costs something; two where there were invocations before."""
+        found = []
+        for name, spent in self.total().items():
+            before = self._before.get(name)
+            found += [f"spent on the {name}: {self._sources[name]()}"] if before else []
+            found.append(f"spent on the {name}{', earlier runs included' if before else ''}: {spent}")
+        return found
 
     def keep(self) -> None:
         """Write the file, if there is anything new to write. Raises UserError if it cannot be written."""
@@ -119,7 +141,9 @@ def _keep_on(tally: Tally, over: threading.Event) -> None:
             tally.keep()
 
 
-def _read(path: Path) -> dict[str, Spent]:
+def read_spent(folder: Path) -> dict[str, Spent]:
+    """What all invocations on ``folder`` have used, by source. Raises UserError if the file cannot be read."""
+    path = folder / FILE
     if not path.exists():
         return {}
     try:

@@ -111,6 +111,8 @@ def run_import(config: DataImportConfig) -> dict[str, Any]:
     There is no responses.jsonl where there are no responses. Returns the report. Raises UserError on bad input,
     before anything is written.
     """
+    if not config.input.strip():
+        raise UserError("input: is empty; give a file, or a dataset of the hub as owner/name")
     if config.format == OWN:
         imported, details = _import_own(config)
     else:
@@ -167,6 +169,8 @@ def _import_foreign(config: DataImportConfig) -> tuple[Imported, dict[str, Any]]
                 imported.leave_out(str(reason), where)
     except UserError as error:
         raise UserError(f"{error}{_hint(config, first)}") from None
+    if not rows:
+        raise UserError(f"{config.input}: holds no rows; give a file with at least one")
     _check_prompts(config, imported, first)
     details = {
         "source": source,
@@ -183,7 +187,7 @@ def _check_prompts(config: DataImportConfig, imported: Imported, first: dict[str
     if imported.prompts and not hint:
         return
     what = "rubric" if imported.prompts else "prompt"
-    why = ", ".join(f"{reason} ({count})" for reason, count in imported.left_out.items()) or "no rows"
+    why = ", ".join(f"{reason} ({count})" for reason, count in imported.left_out.items())
     raise UserError(f"{config.input}: holds no {what} in format {config.format}: {why}; check --format{hint}")
 
 

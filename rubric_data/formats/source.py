@@ -5,6 +5,7 @@ a local file, guesses one type for each column (a date becomes a timestamp), and
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +28,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def is_dataset(name: str) -> bool:
     """Whether ``name`` is for `datasets`: a folder in the layout of the hub, or an owner/name that is no local path."""
     path = Path(name)
-    if path.exists():
+    if os.path.exists(path):
         return path.is_dir()
-    local = path.suffix in _NEVER_HUB or path.parent.exists() or not _HUB_ID.fullmatch(name)
+    local = path.suffix in _NEVER_HUB or os.path.exists(path.parent) or not _HUB_ID.fullmatch(name)
     return not local
 
 
@@ -49,7 +50,7 @@ def read_rows(
         if value is not None:
             raise UserError(f"{option}: {name} is a file and has none; leave it out")
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{name}: no such file; give one, or a dataset of the hub as owner/name")
     if path.suffix not in _FILES:
         raise UserError(f"{name}: unknown file type {path.suffix!r}; use one of {', '.join(_FILES)}")
@@ -104,6 +105,9 @@ def _from_datasets(name: str, subset: str | None, hub_split: str | None) -> Iter
         loaded = datasets.load_dataset(name, subset, split=hub_split)
     except Exception as error:  # of the hub, the network, the files: they come in classes of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if os.path.isdir(name):
+            advice = "give a file of it, or a folder in the layout of the hub, and check --subset and --hub_split"
+            raise UserError(f"{name}: cannot be loaded as a dataset ({reason}); {advice}") from None
         raise UserError(
             f"{name}: no local file, and as a dataset it cannot be loaded ({reason}); check the name, the network, "
             "--subset and --hub_split"

@@ -36,6 +36,8 @@ def run(tmp_path, monkeypatch, capsys):
 def test_two_commands_and_a_batch_between_them(run, mode):
     code, told = run(mode=mode)
     assert code == 0 and f"next: send {run.folder / 'requests.jsonl'} to a batch API" in told.out
+    assert "waiting: 6 of 6 verdicts, for the results of the batch" in told.out and "\nmasked:" not in told.out
+    assert "judging" not in told.err  # no bar that stands still
     assert not (run.folder / "judged.jsonl").exists()
     requests = run.requests()
     assert {request["url"] for request in requests} == {"/v1/chat/completions"}
@@ -53,6 +55,7 @@ def test_what_failed_is_masked_and_goes_into_the_next_batch(run):
     first, second, third = run.requests()
     code, told = run.read(lines=[result(second)])  # the others are still under way
     assert code == 0 and "next: send" in told.out and run.requests() == [first, third]
+    assert "waiting: 4 of 6 verdicts" in told.out
     assert not (run.folder / "judged.jsonl").exists()
     code, told = run.read(lines=[expired(first), result(third)])
     assert code == 2 and "2 of 6 verdicts masked" in told.err and run.requests() == [first]

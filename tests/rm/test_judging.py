@@ -140,7 +140,12 @@ def test_given_splits_are_kept(tmp_path, judge):
 def test_one_rubric_for_all_is_judged_without_splits_and_says_so(tmp_path, judge, caplog):
     report = run_judge(config(tmp_path, responses(rubric="you")))
     assert report["splits"] == {"none": 40} and report["mean_verdict"] == 0.75
-    assert "no splits are assigned" in caplog.text
+    assert "no splits are given; before training, let 'rubric-rm data split --shared_rubrics true'" in caplog.text
+
+
+def test_a_trial_on_two_prompts_says_nothing_of_splits(tmp_path, judge, caplog):
+    assert run_judge(config(tmp_path, responses(2)))["splits"] == {"none": 2}
+    assert not caplog.text
 
 
 def test_splits_on_some_responses_only_are_refused(tmp_path, judge):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -93,21 +94,33 @@ def test_every_version_knows_its_parent_and_its_fate(serve, settings):
     assert refused.reason == "smaller_gap: the pair's rewards differed by 0.667 before and by 0.5 now"
 
 
-def test_a_spent_budget_stops_and_resuming_pays_only_the_rest(serve, settings):
+def stored(config):
+    return json.loads(Path(config.output, "report.json").read_text())
+
+
+def test_a_spent_budget_stops_and_resuming_pays_only_the_rest(serve, settings, capsys):
     server = serve(recorded.reply)
     config = settings(server, max_calls=7, concurrency=1)
     with pytest.raises(UserError, match=r"max_calls 7 is spent; all replies are kept.*--resume true"):
         run_refine(config)
     assert len(server.requests) == 7
+    kept = stored(config)
+    assert (kept["finished"], kept["rounds_left"], len(kept["rounds"])) == (False, [2, 3], 2)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "spent on the proposer so far: 7 calls, 0 tokens read" in told and "unfinished (rounds left: 2, 3)" in told
     with pytest.raises(UserError, match="holds a run already"):
         run_refine(config)
     report = run_refine(replace(config, max_calls=None, resume=True))
     check_rows(report["rounds"])
+    assert stored(config) == report and report["finished"] and "rounds_left" not in report
     assert len(server.requests) == 13
+    told = " ".join(capsys.readouterr().out.split())
+    assert "spent on the proposer: 6 calls, " in told and "earlier runs included: 13 calls, " in told
     spent = report["spent"]["proposer"]
     assert (spent["this_run"]["calls"], spent["total"]["calls"]) == (6, 13)
     tokens = [row["tokens_in"] for row in report["rounds"]]
     again = run_refine(replace(config, max_calls=None, resume=True))
+    assert "0/0" not in capsys.readouterr().err  # no bar where nothing is asked
     assert len(server.requests) == 13 and [row["tokens_in"] for row in again["rounds"]] == tokens
     check_rows(again["rounds"])
 
@@ -168,7 +181,7 @@ def test_rubrics_to_start_from_and_more_rounds_later(serve, settings, tmp_path, 
     server = serve(completion("no"))
     config = settings(server, rubrics=str(tmp_path / "start.jsonl"), rounds=1, max_failed=1.0)
     report = run_refine(config)
-    assert report["own_rubric"] == 3
+    assert report["own_rubric"] == 3 and stored(config)["finished"]
     kept = {record.prompt_id: record.rubric for record in load_prompts(f"{config.output}/prompts.jsonl")}
     assert kept["tea"] == start and kept["bike"].criteria[0].id == "frame"
     more = run_refine(replace(config, rounds=4, resume=True))

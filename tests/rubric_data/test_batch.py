@@ -169,7 +169,7 @@ def test_a_partial_result_waits_for_the_second_batch(tmp_path, ledger):
     run = Batch(tmp_path)
     first, second = run.requests()
     judged, report, _ = run.ingest([result(first)], ledger)
-    assert report.masked == {"waiting": 2} and (report.asked, report.reused) == (2, 0)
+    assert (report.waiting, report.masked, report.asked, report.reused) == (2, {}, 2, 0)
     assert judged[1].verdicts[0].masked == "waiting: no reply so far"
     (left,) = run.requests(ledger)
     assert left == second

@@ -10,6 +10,7 @@ def rubric(**criteria):
     return Rubric(criteria=tuple(Criterion(id=key, text=t, weight=w) for key, (t, w) in criteria.items()))
 
 
+TIDES = "Why are\nthere [tides]? " + 9 * "Please tell. "
 BEFORE = rubric(
     moon=("Names the Moon.", 1), short=("Has at most 40 words.", 1), kind=("Is kind.", 1), ask=("Asks a question.", 2)
 )
@@ -50,21 +51,21 @@ def test_the_command_prints_every_change_as_plain_text(tmp_path, capsys):
     write_prompts(
         tmp_path / "a.jsonl",
         [
-            PromptRecord(prompt_id="p", prompt="?", rubric=BEFORE),
+            PromptRecord(prompt_id="p", prompt=TIDES, rubric=BEFORE),
             PromptRecord(prompt_id="gone", prompt="!", rubric=odd),
         ],
     )
-    write_prompts(tmp_path / "b.jsonl", [PromptRecord(prompt_id="p", prompt="?", rubric=AFTER)])
+    write_prompts(tmp_path / "b.jsonl", [PromptRecord(prompt_id="p", prompt=TIDES, rubric=AFTER)])
     command = ["rubric", "diff", "--before", str(tmp_path / "a.jsonl"), "--after", str(tmp_path / "b.jsonl")]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "p",
+        "p: Why are there [tides]? Please tell. Please tell. Please tel…",
         "  - [1] Is kind.",
         "  + [2] Pictures the water as a bulge.",
         "  ~ [1] Has at most 40 words.",
         "    [1] Has at most 30 words.",
         "  = [1 -> 3] Names the Moon.",
-        "gone, only before",
+        "gone, only before: !",
         "  - [1] [red]Names[/red] the Moon\\x1b[31m.",
         "",
         "prompts: 2",

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from rubric_data.endpoint import (
     GATHER,
-    MOST_BYTES,
     Account,
-    BrokenReply,
     Bucket,
     BudgetSpent,
     Endpoint,
@@ -24,6 +22,7 @@ from rubric_data.endpoint import (
 )
 from rubric_data.errors import UserError
 from rubric_data.spending import Spent
+from rubric_data.wire import MOST_BYTES, BrokenReply
 from tests.rubric_data.server import BROKEN, completion, dripped, failure
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

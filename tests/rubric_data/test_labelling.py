@@ -82,6 +82,7 @@ def test_verdicts_are_filled_in_and_counted():
         "asked": 4,
         "reused": 0,
         "masked": {"refusal": 1},
+        "waiting": 0,
         "mean_verdict": 0.75,  # (.25 + 1 + 1) / 3
         "agreement": None,
     }
@@ -350,7 +351,7 @@ def test_a_question_that_an_engine_leaves_out_is_waiting_and_not_in_the_ledger(l
     labelled, report = label_by(records, Scripted([("b", 0.5)]), ledger=ledger)
     assert [record.verdicts[0].value for record in labelled] == [None, 0.5]
     assert labelled[0].verdicts[0].masked == "waiting: no reply so far"
-    assert (report.asked, report.reused, report.masked) == (1, 0, {"waiting": 1})
+    assert (report.asked, report.reused, report.masked, report.waiting) == (1, 0, {}, 1)
     assert len(open_questions(records, Scripted(), ledger)) == 1
 
 

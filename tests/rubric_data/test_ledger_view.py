@@ -13,7 +13,7 @@ from rubric_data.config import LedgerStatsConfig, LedgerVerifyConfig
 from rubric_data.io import write_judged
 from rubric_data.ledger import Entry, Ledger, LedgerReader, verdict_key
 from rubric_data.ledger_view import coverage, run_stats, run_verify, statistics, votes_on
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict, content_hash
 
 RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is a."), Criterion(id="b", text="Is b.")))
 RECORDS = [
@@ -169,6 +169,23 @@ def test_overwritten_pages_are_damage(path, capsys, command):
         file.write(b"\xff" * 4096 * 3)
     code, _, err = run(capsys, "ledger", command, "--ledger", path)
     assert code == 2 and "is damaged" in err and err.count("\n") == 1
+
+
+def test_whatever_page_is_overwritten_stats_tells(tmp_path, capsys):
+    path = tmp_path / "l.sqlite"
+    verdict = Verdict(criterion_id="c", value=1.0, judge="j")
+    with Ledger(path) as ledger:  # tables, an index and long replies, of several pages each
+        ledger.put_many(
+            Entry(content_hash(n), "j", "t", 0, verdict, "raw " * (2_000 if n % 20 == 0 else 2)) for n in range(200)
+        )
+    sound = path.read_bytes()
+    pages = len(sound) // 4096
+    assert pages > 20
+    for page in range(pages):
+        path.write_bytes(sound[: page * 4096] + b"\xff" * 4096 + sound[(page + 1) * 4096 :])
+        code, out, err = run(capsys, "ledger", "stats", "--ledger", path)
+        assert (code, out, err.count("\n")) == (2, "", 1), f"page {page}"
+        assert err.startswith(f"rubric-rm: error: {path}: is ")
 
 
 def test_a_report_fits_a_narrow_terminal(path, capsys, monkeypatch):

@@ -31,6 +31,16 @@ def test_sums_by_hand():
     assert Spent(4, 0, {"rate_limit": 2, "timeout": 2}, 100, 10, 2, None) == TWO + TWO  # no prices, no cost
 
 
+def test_what_was_spent_in_words(folder):
+    assert str(Spent()) == "0 calls, 0 tokens read, 0 written"
+    assert str(ONE) == "3 calls, 1 of them failed, 100 tokens read, 10 written, cost 0.5"
+    told = "2 calls, 2 of them failed, 50 tokens read, 5 written, 1 replies told no tokens"
+    with tallied(folder, judge=lambda: TWO, code=lambda: None) as tally:
+        assert tally.lines() == [f"spent on the judge: {told}"]
+    with tallied(folder, judge=lambda: ONE) as tally:
+        assert tally.lines() == [f"spent on the judge: {ONE}", f"spent on the judge, earlier runs included: {BOTH}"]
+
+
 def test_invocations_add_up_also_those_that_end_badly(folder):
     with pytest.raises(KeyboardInterrupt), tallied(folder, judge=lambda: ONE):
         raise KeyboardInterrupt

@@ -183,6 +183,47 @@ def test_our_own_format_is_imported_as_it_is(tmp_path, capsys, judged):
     ]
 
 
+LONG = "x" * 300  # more than a file system takes
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.jsonl", "", "FILE: holds no rows; give a file with at least one"),
+        ("none.json", "[]", "FILE: holds no rows; give a file with at least one"),
+        (f"{LONG}.jsonl", None, "FILE: no such file; give one, or a dataset of the hub as owner/name"),
+        (LONG, None, "FILE: no such file; give one, or a dataset of the hub as owner/name"),
+        ("empty.jsonl", Path.mkdir, "FILE: cannot be loaded as a dataset ("),
+        (
+            "third.jsonl",
+            '{"prompt": "p", "rubrics": [{"criterion": "c", "weight": 1}]}\n\n{"prompt": "p", "rub\n{}\n',
+            "FILE:3: not valid JSON (",
+        ),
+        (
+            "kind.jsonl",
+            '{"prompt": "p", "rubrics": {"criterion": "c"}}\n',
+            "FILE:1: field rubrics: must be a list",
+        ),
+        ("kind.jsonl", '{"prompt": "p", "rubrics": ["c"]}\n', "FILE:1: field rubrics.0: must be an object, got 'c'"),
+    ],
+)
+def test_what_is_wrong_with_an_input_is_one_line(tmp_path, capsys, name, content, said):
+    file = tmp_path / name
+    if isinstance(content, str):
+        file.write_text(content)
+    elif content is not None:
+        content(file)
+    command = ("import", "--format", "chasing-tail", "--input", file, "--output", tmp_path / "run")
+    code, _, err = run(capsys, *command)
+    assert (code, err.count("\n")) == (2, 1) and err.startswith(f"rubric-rm: error: {said.replace('FILE', str(file))}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_input_without_a_name_is_refused(tmp_path, capsys):
+    code, _, err = run(capsys, "import", "--format", "rar", "--input", "", "--output", tmp_path / "run")
+    assert (code, err) == (2, "rubric-rm: error: input: is empty; give a file, or a dataset of the hub as owner/name\n")
+
+
 # --- export --------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +351,29 @@ def test_split_keeps_groups_together_and_counts(tmp_path, capsys, judged):
     assert code == 0 and counts["train"] >= 4 and sum(counts.values()) == 12
     line = ", ".join(f"{split} {counts[split]}" for split in ("train", "validation", "test"))
     assert f"responses: {line}" in out
+
+
+def test_an_output_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, capsys, judged):
+    data = tmp_path / "data.jsonl"
+    write_judged(data, [record.model_copy(update={"split": None}) for record in judged])
+    (tmp_path / "folder.jsonl").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for command in (
+        ("split", "--data", data),
+        ("export", "--format", OWN, "--data", data),
+        ("export", "--format", "rar", "--data", data),
+    ):
+        for name, said in (
+            ("folder.jsonl", "is a folder; give the name of a file"),
+            (f"{LONG}.jsonl", "cannot write here (File name too long); choose another output folder"),
+            ("data.jsonl/o.jsonl", "cannot write here ("),
+        ):
+            code, _, err = run(capsys, *command, "--output", tmp_path / name, "--overwrite", "true")
+            assert (code, err.count("\n")) == (2, 1) and err.startswith(f"rubric-rm: error: {tmp_path / name}: {said}")
+    for name in (LONG, "data.jsonl"):
+        code, _, err = run(capsys, "import", "--format", OWN, "--input", data, "--output", tmp_path / name)
+        assert (code, err.count("\n")) == (2, 1) and err.startswith(f"rubric-rm: error: {tmp_path / name}")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_split_asks_before_it_replaces_splits(tmp_path, capsys, judged):
