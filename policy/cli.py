@@ -22,6 +22,7 @@ from rm.config import (
     AuditConfig,
     CalibrateConfig,
     FilterConfig,
+    RedistilConfig,
     RefineConfig,
     ScoreConfig,
     SnrConfig,
@@ -219,6 +220,16 @@ STAGES = {
         "of the validation split worse than before, or forgot more than the tolerance, OUTPUT/model has the old "
         "weights. Calibrate afterwards. --resume true goes on after an interruption.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/tail",
+        tabulates=True,
+    ),
+    "redistil": Stage(
+        RedistilConfig,
+        "rm.redistil:run_redistil",
+        "New responses to validation prompts are held out to measure the gain; where there are none, a part of the new "
+        "training prompts is. If the new verdicts are not told better there, or more than the tolerance is lost on the "
+        "old validation split, OUTPUT/model has the old weights. Calibrate afterwards. --resume true goes on after an "
+        "interruption.",
+        "--model runs/train/model --data runs/judge/judged.jsonl --new runs/ppo/judged.jsonl --output runs/redistil",
         tabulates=True,
     ),
     "calibrate": Stage(
