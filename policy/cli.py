@@ -24,6 +24,7 @@ from rm.config import (
     FilterConfig,
     RedistilConfig,
     RefineConfig,
+    RouteConfig,
     ScoreConfig,
     SnrConfig,
     TailConfig,
@@ -248,6 +249,15 @@ STAGES = {
         "models, and files of scores, which may hold rewards alone. The model answers all criteria here, those with a "
         "verifier too.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
+        tabulates=True,
+    ),
+    "route": Stage(
+        RouteConfig,
+        "rm.frontier:run_route",
+        "Puts the judge's verdicts in the place of the model's answers, a growing share of them: the widest first, "
+        "those most valuable to the reward first, and at random. Shows what --fallback_budget of `ppo` is worth "
+        "(docs/fallback.md). The model answers all criteria here, those with a verifier too.",
+        "--model runs/train/model --data runs/judge/judged.jsonl --output runs/route",
         tabulates=True,
     ),
     "snr": Stage(

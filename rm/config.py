@@ -229,3 +229,18 @@ class RedistilConfig(FurtherConfig):
     tail: float = 0.25  # top share of each prompt's responses, by the judge, whose pairs count more and are reported
     pairwise_weight: float = 0.2  # share of the same-prompt pairwise loss
     tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts
+
+
+@dataclass
+class RouteConfig:
+    """What the judge's answer to a part of the criteria would buy: cost against agreement, by which are asked."""
+
+    model: str  # model folder
+    output: str  # run folder; route.json and route.png are written into it
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
+    split: Literal["validation", "test"] = "test"  # whose prompts are read
+    tail: float = 0.25  # top share of each prompt's responses, by the judge
+    draws: int = 20  # random choices that are averaged, to compare with
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass
+    seed: int = 0  # of the random choices and of the resamples
