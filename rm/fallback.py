@@ -5,7 +5,9 @@ Owns the asking, the budget and the record of what was asked; which answers are 
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -34,28 +36,30 @@ class FallbackScorer:
     ) -> None:
         self._scorer, self._judge = scorer, judge
         self._width, self._budget, self._responses = width, budget, responses
-        self._ledger: Ledger | None = None
+        self._ledger: Path | None = None
         self._seen = self._asked = self._paid = 0
 
     def check(self, rubrics: Iterable[Rubric]) -> None:
         """As `RubricScorer.check`."""
         self._scorer.check(rubrics)
 
-    def go_on(self, ledger: Ledger, *, seen: int = 0, asked: int = 0) -> None:
-        """Keep verdicts in ``ledger`` and ask nothing that it answers, after ``seen`` responses and ``asked`` verdicts.
+    def go_on(self, ledger: Path, *, seen: int = 0, asked: int = 0) -> None:
+        """Keep verdicts in this ``ledger`` and ask nothing that it answers.
 
-        Where the ledger holds more than was asked by then, the run was killed later: the same questions cost nothing
-        again, and different ones no more than the budget has left.
+        ``seen`` responses were scored and ``asked`` verdicts asked for before. Where the ledger holds more, the run was
+        killed later: the same questions cost nothing again, and different ones no more than the budget has left.
         """
         self._ledger, self._seen, self._asked = ledger, seen, asked
-        self._paid = next(ledger.select(_PAID))[0]
+        with Ledger(ledger) as opened:
+            self._paid = next(opened.select(_PAID))[0]
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], rubrics: Sequence[Rubric]) -> list[Scored]:
         """As `RubricScorer.score`. Raises UserError as the judge does, if nothing can be judged at all."""
         found = self._scorer.score(prompts, responses, rubrics)
         self._seen += len(found)
         questions = self._questions(prompts, responses, rubrics, found)
-        told = self._ask(self._affordable(questions), prompts, responses)
+        with nullcontext() if self._ledger is None else Ledger(self._ledger) as ledger:
+            told = self._ask(self._affordable(questions, ledger), prompts, responses, ledger)
         return [self._filled(row, one, rubrics[row], told) for row, one in enumerate(found)]
 
     def _questions(
@@ -78,13 +82,13 @@ class FallbackScorer:
         order = choose(*map(np.array, numbers), budget=len(questions), least=self._width)
         return [questions[place] for place in order]
 
-    def _affordable(self, questions: "Sequence[_Question]") -> "list[_Question]":
+    def _affordable(self, questions: "Sequence[_Question]", ledger: Ledger | None) -> "list[_Question]":
         """Those that the budget has for the responses so far."""
         planned = self._budget
         if self._responses is not None:
             planned = self._budget * min(self._seen, self._responses) // self._responses
         chosen = questions[: max(planned - self._asked, 0)]
-        known = self._ledger.get_many(one.key for one in chosen) if self._ledger else {}
+        known = ledger.get_many(one.key for one in chosen) if ledger else {}
         left = self._budget - self._paid
         affordable = []
         for one in chosen:
@@ -94,7 +98,7 @@ class FallbackScorer:
         return affordable
 
     def _ask(
-        self, chosen: "Sequence[_Question]", prompts: Sequence[str], responses: Sequence[str]
+        self, chosen: "Sequence[_Question]", prompts: Sequence[str], responses: Sequence[str], ledger: Ledger | None
     ) -> "dict[_Place, _Told]":
         """What is known of each place that the chosen questions settle."""
         if not chosen:
@@ -105,7 +109,7 @@ class FallbackScorer:
         records = [
             _record(row, prompts[row], responses[row], [one.criterion for one in own]) for row, own in by_row.items()
         ]
-        judged, report = label(records, self._judge, ledger=self._ledger)
+        judged, report = label(records, self._judge, ledger=ledger)
         self._asked += len(chosen)
         self._paid += report.asked
         return {

@@ -7,7 +7,7 @@ statistics are `rm.metrics`. Letters: B responses, K criteria (padded), N verdic
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich import box
@@ -18,13 +18,15 @@ from rm import metrics
 from rm.config import RouteConfig
 from rm.page import BLUE, GREY, ORANGE, percent, with_interval
 from rm.routing import choose, values, widths
-from rm.scorer import RubricScorer, Scored
 from rm.sides import Table, pair_sets, require_unmasked
 from rubric_data.arrays import JudgedArrays
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, json_number, start_run, write_json
 from rubric_data.records import JudgedResponse
 from rubric_data.split import of_split
+
+if TYPE_CHECKING:
+    from rm.scorer import Scored
 
 FILE, PLOT = "route.json", "route.png"
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of the verdicts that the judge is asked for
@@ -45,7 +47,8 @@ def run_route(config: RouteConfig) -> dict[str, Any]:
     The model answers every criterion, those with a verifier too, and the judge's verdicts are those of the file. Raises
     UserError on bad input.
     """
-    from rm.data import load_judged
+    from rm.data import load_judged  # here, for these bring torch, which the arithmetic does without
+    from rm.scorer import RubricScorer
 
     if not 0 < config.tail <= 1:
         raise UserError(f"tail: must lie in (0, 1], got {config.tail}; 0.25 is each prompt's top quarter")
@@ -77,7 +80,7 @@ def run_route(config: RouteConfig) -> dict[str, Any]:
 
 def frontier(
     records: Sequence[JudgedResponse],
-    scored: Sequence[Scored],
+    scored: "Sequence[Scored]",
     *,
     tail: float,
     draws: int,
@@ -147,7 +150,7 @@ class _Answers:
         return self.prob_BK[~np.isnan(self.prob_BK)]
 
     @classmethod
-    def of(cls, records: Sequence[JudgedResponse], scored: Sequence[Scored], arrays: JudgedArrays) -> Self:
+    def of(cls, records: Sequence[JudgedResponse], scored: "Sequence[Scored]", arrays: JudgedArrays) -> Self:
         prob_BK = np.full(arrays.value_BK.shape, np.nan)
         width, value = [], []
         for row, (record, one) in enumerate(zip(records, scored, strict=True)):

@@ -10,14 +10,18 @@ replacement takes most off the expected squared error of rewards.
 Letters: K criteria of a rubric, N answers of many.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from rm.scorer import Scored
 from rubric_data.records import Rubric
 from rubric_data.reward import weighted_mean_reward
 
+if TYPE_CHECKING:
+    from rm.scorer import Scored
 
-def widths(scored: Scored) -> np.ndarray:
+
+def widths(scored: "Scored") -> np.ndarray:
     """How much of [0, 1] each answer leaves open, (K,) in [0, 1]: 0 of what code answered, NaN of what nobody did.
 
     That of the judge's verdict's conformal interval, where the model is calibrated for one. Else two standard

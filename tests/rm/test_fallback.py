@@ -12,7 +12,6 @@ from rm.fallback import FallbackScorer
 from rm.posterior import Posterior
 from rm.scorer import RubricScorer, Scored
 from rubric_data.judges import masked_verdicts
-from rubric_data.ledger import Ledger
 from rubric_data.records import Criterion, Level, Rubric, Verdict, Verifier
 
 NEVER = Verifier(name="ifeval:punctuation:no_comma")
@@ -123,23 +122,21 @@ def test_no_run_asks_for_more_than_its_budget(calls, budget, responses, fails):
 
 
 def test_a_killed_run_pays_for_nothing_twice_and_never_more_than_its_budget(tmp_path):
-    def fallback(ledger, **done):
+    def fallback(**done):
         judge = Judge()
         made = FallbackScorer(Scripted(), judge, width=0.5, budget=4, responses=4)
-        made.go_on(ledger, **done)
+        made.go_on(tmp_path / "asked.sqlite", **done)
         return made, judge
 
-    with Ledger(tmp_path / "asked.sqlite") as ledger:
-        before, _ = fallback(ledger)
-        for number in range(3):
-            before.score([f"p{number}"], ["r"], [RUBRIC])
-    with Ledger(tmp_path / "asked.sqlite") as ledger:  # killed after the third, gone on from the first
-        after, judge = fallback(ledger, seen=1, asked=1)
-        [same] = after.score(["p1"], ["r"], [RUBRIC])
-        assert same.asked.questions == 1 and judge.asked == []
-        for number in range(3, 9):  # other responses than before
-            after.score([f"p{number}"], ["r"], [RUBRIC])
-        assert judge.asked == [("p3", "r", "heavy")]  # three were paid for before
+    before, _ = fallback()
+    for number in range(3):
+        before.score([f"p{number}"], ["r"], [RUBRIC])
+    after, judge = fallback(seen=1, asked=1)  # killed after the third, gone on from the first
+    [same] = after.score(["p1"], ["r"], [RUBRIC])
+    assert same.asked.questions == 1 and judge.asked == []
+    for number in range(3, 9):  # other responses than before
+        after.score([f"p{number}"], ["r"], [RUBRIC])
+    assert judge.asked == [("p3", "r", "heavy")]  # three were paid for before
 
 
 def test_a_correction_is_exact_where_the_model_is_graded_and_in_doubt(tiny_backbone):
