@@ -18,7 +18,7 @@ from rubric_data.split import assign_splits, check_leaks, normalised, of_split
 
 logger = logging.getLogger(__name__)
 _NEW, _OLD = "new", "old"  # the sets that are measured: held-out new responses, the old validation split
-_TITLES = {_NEW: "New verdicts, held out,", _OLD: "Old validation split"}
+_TITLES = {_NEW: "Held-out new verdicts", _OLD: "Old validation split"}
 _FEW = 10  # prompts, below which nobody should believe an interval over them
 
 
