@@ -38,7 +38,7 @@ class Rollout:
     """One response of the policy as the reward model saw it.
 
     ``tokens`` counts the end token; ``finished``: whether the response has one. ``paid`` is what the trainer gets, NaN
-    for nothing: `reward`, unless the aggregation says otherwise.
+    for nothing: `reward`, unless the aggregation says otherwise or a judge was asked (`policy.fallback`).
     """
 
     prompt: RubricPrompt
@@ -57,13 +57,14 @@ class Rollout:
 
     @property
     def reward(self) -> float:
-        """The scorer's, in [0, 1]; NaN where it gave none."""
-        return self.scored.reward
+        """The reward model's, in [0, 1]; NaN where it gave none."""
+        return self.scored.own.reward
 
     @property
     def doubt(self) -> float:
         """Standard deviation of `reward` by the model's posterior; NaN without one."""
-        return math.nan if self.scored.doubt is None else self.scored.doubt.reward
+        own = self.scored.own
+        return math.nan if own.doubt is None else own.doubt.reward
 
 
 class RubricRewardAdapter(nn.Module):

@@ -22,7 +22,9 @@ from rm.config import (
     AuditConfig,
     CalibrateConfig,
     FilterConfig,
+    RedistilConfig,
     RefineConfig,
+    RouteConfig,
     ScoreConfig,
     SnrConfig,
     TailConfig,
@@ -221,6 +223,16 @@ STAGES = {
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/tail",
         tabulates=True,
     ),
+    "redistil": Stage(
+        RedistilConfig,
+        "rm.redistil:run_redistil",
+        "New responses to validation prompts are held out to measure the gain; where there are none, a part of the new "
+        "training prompts is. If the new verdicts are not told better there, or more than the tolerance is lost on the "
+        "old validation split, OUTPUT/model has the old weights. Calibrate afterwards. --resume true goes on after an "
+        "interruption.",
+        "--model runs/train/model --data runs/judge/judged.jsonl --new runs/ppo/judged.jsonl --output runs/redistil",
+        tabulates=True,
+    ),
     "calibrate": Stage(
         CalibrateConfig,
         "rm.calibrating:run_calibrate",
@@ -237,6 +249,15 @@ STAGES = {
         "models, and files of scores, which may hold rewards alone. The model answers all criteria here, those with a "
         "verifier too.",
         "--model runs/train/model --data runs/judge/judged.jsonl --output runs/audit",
+        tabulates=True,
+    ),
+    "route": Stage(
+        RouteConfig,
+        "rm.frontier:run_route",
+        "Puts the judge's verdicts in the place of the model's answers, a growing share of them: the widest first, "
+        "those most valuable to the reward first, and at random. Shows what --fallback_budget of `ppo` is worth "
+        "(docs/fallback.md). The model answers all criteria here, those with a verifier too.",
+        "--model runs/train/model --data runs/judge/judged.jsonl --output runs/route",
         tabulates=True,
     ),
     "snr": Stage(

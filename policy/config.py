@@ -48,6 +48,8 @@ class RlConfig:
     lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
     gold_sample: int = 16  # rollouts of an update that the judge also scores, drawn with preference for tail and doubt
     gold_budget: int | None = None  # such rollouts in the whole run: some updates are not judged; unset judges all
+    fallback_budget: int | None = None  # verdicts that the judge gives in place of doubtful answers, in the whole run
+    fallback_width: float = 0.5  # how much of [0, 1] the interval of such an answer leaves open, at least
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"  # when gold has declined; the last two end the run early
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all

@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 
 from policy.adapter import Rollout
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
+from policy.fallback import go_on
 from policy.prompts import RubricPrompt, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
@@ -61,7 +62,7 @@ def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
     check_groups(config)
     cast = load(config)
     require_pad(cast.tokenizer)
-    reward = RecordedReward(cast.scorer, cast.rewards, cast.training, cast.tokenizer.eos_token_id)
+    reward = RecordedReward(cast.payer, cast.rewards, cast.training, cast.tokenizer.eos_token_id)
     reward.check(prompt.rubric.model_dump_json() for prompt in cast.training)
     folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
     return run_around(config, cast, folder, lambda: train(config, folder, cast, reward))
@@ -139,6 +140,7 @@ def train(
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     rows = rows_until(checkpoint, folder / METRICS)
     reward.step = len(rows)
+    go_on(cast.payer, config, folder, rows)
     trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward)
     watch = gold_watch(config, cast, trainer.model, folder, done=len(rows))
     if checkpoint is not None:

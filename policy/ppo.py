@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from policy.adapter import Rollout, RubricRewardAdapter
 from policy.config import PolicyConfig
 from policy.critic import FrozenCritic
+from policy.fallback import go_on
 from policy.prompts import RubricPrompt, encode_prompt
 from policy.stage import (
     METRICS,
@@ -53,7 +54,7 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     require_trl()
     check(config, ("ppo_epochs", "critic_layers"))
     cast = load(config)
-    adapter = RubricRewardAdapter(cast.scorer, cast.tokenizer, cast.training, cast.rewards)
+    adapter = RubricRewardAdapter(cast.payer, cast.tokenizer, cast.training, cast.rewards)
     folder = start_run(config.output, asdict(config))
     return run_around(config, cast, folder, lambda: train(config, folder, cast, adapter))
 
@@ -76,6 +77,7 @@ def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardA
     critic = FrozenCritic(model, config.critic_layers)
     fuse(model)
     policy = attach_lora(model, **lora_shape(config, model))
+    go_on(cast.payer, config, folder)
     watch = gold_watch(config, cast, policy, folder)
     log = StepLog(config, folder / METRICS, watch, adapter.take_rollouts, describe)
     trainer = ppo.PPOTrainer(

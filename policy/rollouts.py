@@ -34,7 +34,7 @@ class JudgedRollouts:
             as_record(rollout, own, f"update-{step}-{place}")
             for place, (rollout, own) in enumerate(zip(rollouts, verdicts, strict=True), start=1)
         ]
-        rows = score_rows(records, [rollout.scored for rollout in rollouts])
+        rows = score_rows(records, [rollout.scored.own for rollout in rollouts])
         _append(self._judged, [record.model_dump_json() for record in records])
         _append(self._scores, [json.dumps(row, ensure_ascii=False) for row in rows])
 

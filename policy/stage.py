@@ -38,7 +38,9 @@ from policy.aggregation import check_rubrics
 from policy.checkpoint import BestAdapter, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
+from policy.fallback import ASKED, FAILED, asked_row, check_fallback, payer
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
+from policy.reward import RubricScoring
 from policy.rollouts import JudgedRollouts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
@@ -72,13 +74,15 @@ Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an
 class Cast:
     """Who takes part in a run: prompts to train on and to evaluate, policy, reward model, what it pays, and judge.
 
-    ``criteria`` counts those of all prompts, ``by_code`` those of them that code answers.
+    ``payer`` is the reward model too, or asks the judge where that is in doubt (`policy.fallback`). ``criteria`` counts
+    those of all prompts, ``by_code`` those of them that code answers.
     """
 
     training: list[RubricPrompt]
     held_out: list[RubricPrompt]
     tokenizer: PreTrainedTokenizerBase
     scorer: RubricScorer
+    payer: RubricScoring
     rewards: StepRewards
     judge: Judge
     model: PreTrainedModel
@@ -107,6 +111,7 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
             "set reward to proxy, or leave aggregation at its defaults"
         )
     planned_looks(config.steps, gold_sample(config), config.gold_budget)
+    check_fallback(config)
 
 
 def gold_sample(config: RlConfig) -> int:
@@ -143,7 +148,8 @@ def load(config: RlConfig) -> Cast:
     if config.use_verifiers:
         judge = CodeFirst(judge)
     model = load_causal_lm(config.policy, dtype=native_dtype(device)).to(device)
-    return Cast(training, held_out, tokenizer, scorer, rewards, judge, model, len(criteria), by_code)
+    paying = payer(config, scorer, judge)
+    return Cast(training, held_out, tokenizer, scorer, paying, rewards, judge, model, len(criteria), by_code)
 
 
 def run_around(
@@ -166,6 +172,8 @@ def run_around(
         "criteria_by_code": cast.by_code,
         **compare(before, after, seed=config.seed),
         **ending(rows, config.on_alarm),
+        "verdicts_asked": sum(row[ASKED] for row in rows),
+        "verdicts_failed": sum(row[FAILED] for row in rows),
         "steps": len(rows),
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
@@ -314,6 +322,7 @@ def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, sec
         "reward/proxy": _mean(rollout.reward for rollout in rollouts),
         "reward/paid": _mean(rollout.paid for rollout in rollouts),
         "reward/masked": sum(math.isnan(rollout.paid) for rollout in rollouts),
+        **asked_row(rollouts),
         **gold,
         "response_tokens": _mean([rollout.tokens for rollout in rollouts]),
         "finished_share": _mean([rollout.finished for rollout in rollouts]),

@@ -173,15 +173,10 @@ class SnrConfig:
     resume: bool = False  # keep the scores that an earlier call with this output wrote
 
 
-@dataclass
-class TailConfig:
-    """Train a reward model on, on pairs of excellent responses, and keep that only where nothing else gets worse."""
+@dataclass(kw_only=True)
+class FurtherConfig:
+    """What `tail` and `redistil` have in common: a finished model is trained on, beside what is replayed."""
 
-    model: str  # model folder of a training run, to start from
-    output: str  # run folder; the model that is kept is written into its model/ folder
-    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits, as the model was trained on
-    tail: float = 0.25  # top share of each prompt's responses, by the judge, that pairs are mined from
-    min_margin: float = 0.0  # least difference of the judge's rewards in a pair; for a noisy judge above its noise
     replay: float = 0.5  # share of every batch that ordinary training trees fill, against forgetting
     tolerance: float = 0.005  # by how much Brier score may rise and AUROC fall; beyond it the old weights stay
     attention: Backend = "auto"  # kernel; auto takes the fastest the machine has
@@ -191,21 +186,61 @@ class TailConfig:
     level_learning_rate: float = 2e-3  # of the spacing of levels, eight numbers, where criteria are graded
     weight_decay: float = 0.0  # of AdamW
     warmup_ratio: float = 0.05  # share of the steps over which the learning rate rises
-    epochs: float = 2.0  # passes over the mined responses
+    epochs: float = 2.0  # passes over what is new: the mined or the newly judged responses
     max_steps: int = -1  # optimiser steps; overrides epochs when positive
     tokens_per_batch: int = 4096  # packed tokens in one forward pass
     gradient_accumulation: int = 1  # forward passes per optimiser step
     responses_per_tree: int = 8  # responses of one prompt that share a tree; pairs of two trees are not trained on
     use_verifiers: bool = True  # criteria with a verifier get their verdicts from code, whatever the file says
     drills: int = 0  # extra checkable criteria asked of the responses in ordinary trees, as in `train`
-    pairwise_weight: float = 1.0  # share of the same-prompt pairwise loss
     gradient_checkpointing: bool = False  # less memory for more time
     eval_steps: int = 20  # optimiser steps between validations and checkpoints
-    eval_prompts: int = 40  # validation prompts read each time; before and after, all of them are
+    eval_prompts: int = 40  # held-out prompts read each time; before and after, all of them are
     patience: int = 5  # validations without improvement before stopping
     keep_checkpoints: int = 2  # on disk, the best among them; 0 keeps all
     logging_steps: int = 1  # optimiser steps between two logged lines
     report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
     bootstrap: int = 1000  # resamples of prompts for the intervals
-    seed: int = 0  # of the order of trees and of the resamples
+    seed: int = 0  # of the order of trees, of what is held out and of the resamples
     resume: bool = False  # go on from the last checkpoint of an interrupted run
+
+
+@dataclass
+class TailConfig(FurtherConfig):
+    """Train a reward model on, on pairs of excellent responses, and keep that only where nothing else gets worse."""
+
+    model: str  # model folder of a training run, to start from
+    output: str  # run folder; the model that is kept is written into its model/ folder
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits, as the model was trained on
+    tail: float = 0.25  # top share of each prompt's responses, by the judge, that pairs are mined from
+    min_margin: float = 0.0  # least difference of the judge's rewards in a pair; for a noisy judge above its noise
+    pairwise_weight: float = 1.0  # share of the same-prompt pairwise loss
+
+
+@dataclass
+class RedistilConfig(FurtherConfig):
+    """Train a reward model on, on new verdicts beside the old, and keep that only where it helps and loses nothing."""
+
+    model: str  # model folder of a training run, to start from
+    output: str  # run folder; the model that is kept is written into its model/ folder
+    new: str  # newly judged responses (.jsonl or .parquet), such as judged.jsonl of an RL run
+    data: str = "builtin"  # the old ones, with splits, as the model was trained on: replayed, and to show what is lost
+    held_out: float = 0.2  # share of the new training prompts that is measured on, if none of the new is for validation
+    tail: float = 0.25  # top share of each prompt's responses, by the judge, whose pairs count more and are reported
+    pairwise_weight: float = 0.2  # share of the same-prompt pairwise loss
+    tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts
+
+
+@dataclass
+class RouteConfig:
+    """What the judge's answer to a part of the criteria would buy: cost against agreement, by which are asked."""
+
+    model: str  # model folder
+    output: str  # run folder; route.json and route.png are written into it
+    data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits
+    split: Literal["validation", "test"] = "test"  # whose prompts are read
+    tail: float = 0.25  # top share of each prompt's responses, by the judge
+    draws: int = 20  # random choices that are averaged, to compare with
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    tokens_per_batch: int = 16_384  # packed tokens in one forward pass
+    seed: int = 0  # of the random choices and of the resamples

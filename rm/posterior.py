@@ -75,6 +75,12 @@ class Doubt:
     covariance: np.ndarray
     reward: float
 
+    def without(self, known_K: np.ndarray, rubric: Rubric, probs_K: np.ndarray) -> Self:
+        """The same where the criteria of ``known`` are no longer in doubt and the answers are ``probs``."""
+        open_K = ~known_K
+        covariance_KK = self.covariance * np.outer(open_K, open_K)
+        return type(self)(self.std * open_K, covariance_KK, reward_std(rubric, probs_K, covariance_KK))
+
 
 def curvature(logits_M: np.ndarray, steps: Steps) -> np.ndarray:
     """Second derivative of the loss of each verdict in its logit, (N,): the mean of p (1 - p) over its steps."""

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -50,6 +50,20 @@ class Graded:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a judge was asked about a response in the model's place (`rm.fallback`).
+
+    ``judged`` (K,) bool: the criteria that its verdict stands on. ``questions`` put to it for this response, ``failed``
+    of them without a verdict. ``model``: what the model alone had said.
+    """
+
+    judged: np.ndarray
+    questions: int
+    failed: int
+    model: "Scored"
+
+
+@dataclass(frozen=True)
 class Scored:
     """One response under one rubric of K criteria.
 
@@ -59,7 +73,8 @@ class Scored:
     read. ``expected``: what the judge would say, with intervals; None unless the model was calibrated on prompts
     enough. ``graded``: what the answers are made of; None if all criteria are of yes and no. ``doubt``: how unsure the
     verdict head is of logits and reward; None if the model has no posterior. ``features`` (J, D): what the head read,
-    and 1, of the J that the model answered; None unless the scorer keeps them.
+    and 1, of the J that the model answered; None unless the scorer keeps them. ``asked``: which of the answers are a
+    judge's; None if none was asked.
     """
 
     probs: np.ndarray
@@ -70,6 +85,12 @@ class Scored:
     graded: Graded | None = None
     doubt: Doubt | None = None
     features: np.ndarray | None = None
+    asked: Asked | None = None
+
+    @property
+    def own(self) -> "Scored":
+        """What the model, and code, said without a judge."""
+        return self if self.asked is None else self.asked.model
 
     @property
     def level_probs(self) -> tuple[np.ndarray, ...]:
@@ -272,6 +293,24 @@ class RubricScorer:
         graded = Graded(steps, reached_M, logits_M) if steps.graded else None
         features = np.array([answer.features for answer in answers_J]) if self.keep_features else None
         return Scored(probs_K, steps.logits(logits_M), reward, truncated, expected, graded, told, features)
+
+    def corrected(self, rubric: Rubric, scored: Scored, values_K: np.ndarray) -> Scored:
+        """``scored`` with ``values`` in [0, 1], taken for certain, in the place of its answers; NaN leaves an answer.
+
+        Intervals, doubt and reward are those of the answers then. Logits and features stay the model's.
+        """
+        known_K = ~np.isnan(values_K)
+        steps = Steps.of(levels_of(rubric.criteria))
+        before_M = scored.probs if scored.graded is None else scored.graded.probs
+        reached_M = np.where(known_K[steps.verdict_M], steps.targets(values_K), before_M)
+        probs_K = steps.expected(reached_M)
+        told = None if scored.doubt is None else scored.doubt.without(known_K, rubric, probs_K)
+        level = self.calibration.reward_level
+        covariance = None if told is None else told.covariance
+        expected = None if level is None else level.expected(rubric, probs_K, known_K | scored.by_code, covariance)
+        graded = None if scored.graded is None else replace(scored.graded, probs=reached_M)
+        reward = self._reward(rubric, probs_K, expected)
+        return replace(scored, probs=probs_K, reward=reward, expected=expected, graded=graded, doubt=told)
 
     def _doubt(
         self,

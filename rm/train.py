@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from rm.attention import choose_backend
 from rm.backbone import as_dtype, load_tokenizer
-from rm.config import TailConfig, TrainConfig
+from rm.config import RedistilConfig, TailConfig, TrainConfig
 from rm.data import (
     MASKED,
     TokenBudgetSampler,
@@ -54,7 +54,7 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        config: TrainConfig | TailConfig,
+        config: TrainConfig | TailConfig | RedistilConfig,
         model: RubricRewardModel,
         args: TrainingArguments,
         *,
@@ -208,7 +208,9 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def training_arguments(config: TrainConfig | TailConfig, folder: Path, select_by: str) -> TrainingArguments:
+def training_arguments(
+    config: TrainConfig | TailConfig | RedistilConfig, folder: Path, select_by: str
+) -> TrainingArguments:
     """Our configuration in transformers' words; ``select_by`` names the validation number of the best checkpoint."""
     return TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),

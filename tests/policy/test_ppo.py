@@ -193,6 +193,8 @@ def test_a_row_of_metrics_by_hand():
         "reward/proxy": 0.5,
         "reward/paid": pytest.approx(0.4),
         "reward/masked": 1,
+        "reward/asked": 0,
+        "reward/ask_failed": 0,
         **gold,
         "kl": 1.5,
         "entropy": 30.0,

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from policy import cli
-from rm import tail_report
+from rm import changes, tail
 from rm.config import TailConfig, TrainConfig
 from rm.data import ReplaySampler, build_trees
 from rm.encoding import Encoder
@@ -217,15 +217,18 @@ def test_replay_fills_every_batch_with_other_trees_anew_every_epoch():
 
 def test_what_is_lost_is_said_by_hand():
     before = {"brier": 0.2, "auroc": 0.8, "tail_pair_accuracy": 0.6, "pair_accuracy": 0.9}
-    assert tail_report.objections(before, before | {"brier": 0.205, "auroc": 0.796}, 0.0051) == []
-    assert tail_report.objections(before, before | {"brier": 0.1, "auroc": 0.9, "pair_accuracy": 0.1}, 0.0) == []
-    worse = before | {"brier": 0.206, "auroc": 0.79, "tail_pair_accuracy": 0.59}
-    assert tail_report.objections(before, worse, 0.005) == [
+
+    def objections(after, tolerance):
+        return tail.objections({"validation": before}, {"validation": before | after}, tolerance)
+
+    assert objections({"brier": 0.205, "auroc": 0.796}, 0.0051) == []
+    assert objections({"brier": 0.1, "auroc": 0.9, "pair_accuracy": 0.1}, 0.0) == []
+    assert objections({"brier": 0.206, "auroc": 0.79, "tail_pair_accuracy": 0.59}, 0.005) == [
         "tail pair accuracy fell from 0.6000 to 0.5900",
         "brier rose from 0.2000 to 0.2060",
         "auroc fell from 0.8000 to 0.7900",
     ]
-    assert tail_report.forgotten({"brier": 0.2}, {"brier": 0.3}, 0.2) == []  # AUROC undefined: one kind of verdict
+    assert changes.forgotten({"brier": 0.2}, {"brier": 0.3}, 0.2) == []  # AUROC undefined: one kind of verdict
 
 
 def test_before_and_after_by_hand():
@@ -233,9 +236,9 @@ def test_before_and_after_by_hand():
     records = _records()[:5]
     gold = [np.array(record.values()) for record in records]
     before = [*gold[:4], np.zeros(3)]
-    found = tail_report.compare(records, before, gold, tail=0.5, bootstrap=20, seed=0)
-    tail = found["pair_accuracy"]["top_50"]  # two pairs, both wrong before
-    assert [tail[key]["value"] for key in ("before", "after", "change")] == [0.0, 1.0, 1.0]
+    found = changes.compare(records, before, gold, tail=0.5, bootstrap=20, seed=0)
+    top = found["pair_accuracy"]["top_50"]  # two pairs, both wrong before
+    assert [top[key]["value"] for key in ("before", "after", "change")] == [0.0, 1.0, 1.0]
     everything = found["pair_accuracy"]["all"]  # nine pairs: the best loses three and ties with "nothing"
     assert everything["before"]["value"] == pytest.approx(5.5 / 9, abs=1e-6)
     assert found["verdict"]["brier"]["before"]["value"] == pytest.approx(3 / 15)

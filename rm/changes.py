@@ -1,4 +1,4 @@
-"""What a tail stage changed: the arithmetic of before and after, whether it hurt, a table and a plot of it.
+"""What further training changed: the arithmetic of before and after, what was forgotten, tables and a plot of it.
 
 Owns no training and no files but the plot. The statistics are `rm.metrics`; which verdicts and pairs count, `rm.sides`.
 """
@@ -40,19 +40,12 @@ def numbers(records: Sequence[JudgedResponse], probs: Probs, tail: float) -> dic
 
 
 def forgotten(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> list[str]:
-    """What got worse over all validation verdicts by more than ``tolerance``: a phrase for each, none if all held."""
+    """What got worse over all verdicts by more than ``tolerance``: a phrase for each, none if all held."""
     return [
         f"{key} {'rose' if sign > 0 else 'fell'} from {before[key]:.4f} to {after[key]:.4f}"
         for key, sign in _HURT.items()
         if key in before and key in after and sign * (after[key] - before[key]) > tolerance
     ]
-
-
-def objections(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> list[str]:
-    """Why the new weights are not worth keeping, a phrase for each reason; none if they are."""
-    worse = after[TAIL_ACCURACY] < before[TAIL_ACCURACY]
-    tail = [f"tail pair accuracy fell from {before[TAIL_ACCURACY]:.4f} to {after[TAIL_ACCURACY]:.4f}"] if worse else []
-    return tail + forgotten(before, after, tolerance)
 
 
 def compare(
@@ -143,16 +136,15 @@ def _ordered(table: Table, pairs: Pairs) -> int:
 # --- what it looks like ----------------------------------------------------------------------------------------------
 
 
-def tables(result: Mapping[str, Any]) -> list[TextTable]:
-    """Over all and in the tail, then by quantile of the judge's reward, for a terminal of 80 columns."""
-    kept = "kept" if result["kept"] else "not kept"
-    first = _table(f"Validation before and after, {result['validation']['prompts']} prompts; {kept}", "number")
+def tables(title: str, found: Mapping[str, Any]) -> list[TextTable]:
+    """What `compare` found: over all and in the tail, then by quantile of the judge's reward, for 80 columns."""
+    first = _table(f"{title} before and after, {found['prompts']} prompts", "number")
     for key, label in (("brier", "Brier score"), ("auroc", "AUROC"), ("ece", "ECE")):
-        first.add_row(label, "", *_cells(result["validation"]["verdict"][key]))
-    for key, change in result["validation"]["pair_accuracy"].items():
-        first.add_row(f"pair accuracy, {_share(key)}", str(result["validation"]["pairs"][key]), *_cells(change))
+        first.add_row(label, "", *_cells(found["verdict"][key]))
+    for key, change in found["pair_accuracy"].items():
+        first.add_row(f"pair accuracy, {_share(key)}", str(found["pairs"][key]), *_cells(change))
     second = _table("By quantile of the judge's reward", "reward of the judge")
-    for row in result["validation"]["by_quantile"]:
+    for row in found["by_quantile"]:
         second.add_row(f"{_range(row, ' to ')}, pair accuracy", str(row["pairs"]), *_cells(row["pair_accuracy"]))
         second.add_row("  error of the reward", str(row["responses"]), *_cells(row["error"]))
     return [first, second]
@@ -183,29 +175,36 @@ def _range(row: Mapping[str, Any], to: str) -> str:
     return low if low == high else low + to + high
 
 
-def plot(path: str | Path, result: Mapping[str, Any]) -> None:
-    """Pair accuracy by tail and by quantile, and mean rewards by quantile, before and after."""
+def plot(path: str | Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each of the sets that `compare` was asked about, by title: pair accuracy by tail, the same by quantile
+    of the judge's reward, and mean rewards by quantile, before and after."""
     from matplotlib.figure import Figure  # not pyplot: it would choose a window system
 
-    found = result["validation"]
+    figure = Figure(figsize=(12.6, 3.9 * len(sets)), layout="constrained")
+    for row, (title, found) in zip(figure.subplots(len(sets), 3, squeeze=False), sets.items(), strict=True):
+        _draw_set(row, "" if len(sets) == 1 else f"{title}: ", found)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def _draw_set(panels: Sequence[Any], title: str, found: Mapping[str, Any]) -> None:
+    tails, quantiles, means = panels
     rows = found["by_quantile"]
     ranges = [_range(row, "–") for row in rows]
-    figure = Figure(figsize=(12.6, 3.9), layout="constrained")
-    tails, quantiles, means = figure.subplots(1, 3)
     names = list(found["pair_accuracy"])
     _draw_pairs(tails, [_share(name) for name in names], list(found["pair_accuracy"].values()))
-    tails.set(xlabel="responses of each prompt, by the judge", ylabel="pair accuracy", title="pairs in the tail")
+    tails.set(
+        xlabel="responses of each prompt, by the judge", ylabel="pair accuracy", title=f"{title}pairs in the tail"
+    )
     _draw_pairs(quantiles, ranges, [row["pair_accuracy"] for row in rows])
     quantiles.set(xlabel="reward of the judge, by quantile", ylabel="pair accuracy", title="pairs within a quantile")
     means.plot(ranges, [row["gold"]["value"] for row in rows], color=GREY, linestyle="--", label="judge")
     _draw(means, ranges, [row["proxy"] for row in rows])
     means.set(xlabel="reward of the judge, by quantile", ylabel="mean reward", title="rewards", ylim=_LIMITS)
-    for ax in (tails, quantiles, means):
+    for ax in panels:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
     means.legend(loc="upper left", fontsize=8, frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _draw_pairs(ax: Any, names: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> None:
