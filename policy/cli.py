@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
+from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, OnlineDpoConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -285,6 +285,13 @@ STAGES = {
         "A rollout's baseline is the mean reward of the others of its prompt; the KL is part of the reward. Otherwise "
         "as `grpo`.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/rloo",
+    ),
+    "online-dpo": Stage(
+        OnlineDpoConfig,
+        "policy.online_dpo:run_online_dpo",
+        "Of two rollouts of a prompt the better paid is preferred to the other, by however little; pairs that are paid "
+        "the same are left out. Otherwise as `grpo`.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/online-dpo",
     ),
     "demo": Stage(
         DemoConfig,

@@ -153,3 +153,14 @@ class BonConfig:
     tokens_per_batch: int = 16_384  # packed tokens in one forward pass of the reward model
     seed: int = 0  # of the order of tied responses, of sampling and of the resamples
     resume: bool = False  # go on with an interrupted run; what was sampled is kept
+
+
+@dataclass
+class OnlineDpoConfig(RlConfig):
+    """Train a policy by online DPO on the reward model's reward, beside the judge's on a sample."""
+
+    beta: float = 0.1  # pull to the starting policy: a pair's log-odds for each nat that training sets it apart
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"  # of a pair: DPO's; squared distance to 1 / (2 beta) nats apart
+    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
+    save_steps: int = 5  # updates between checkpoints; the newest is kept
+    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for

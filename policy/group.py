@@ -1,28 +1,33 @@
 """RL within groups: TRL's GRPO and RLOO train a policy with LoRA on the reward model's reward, watched by the judge.
 
-Owns the trainers, their settings and what they alone log; the reward is `policy.reward`, everything around the trainer
-`policy.stage`. Beside that the run folder has checkpoints/, from which an interrupted run goes on.
+Owns the trainers, their settings and what they alone log, and how a run of any trainer with ``reward_funcs`` is begun
+and resumed; the reward is `policy.reward`, everything around the trainer `policy.stage`. Beside that the run folder has
+checkpoints/, from which an interrupted run goes on.
+
+Several processes: `torchrun --nproc_per_node 2 -m policy.cli grpo ...`; see `policy.stage`.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import PrinterCallback
 
 from policy.adapter import Rollout
-from policy.config import GroupConfig, GrpoConfig, RlooConfig
+from policy.config import GroupConfig, GrpoConfig, OnlineDpoConfig, RlooConfig
 from policy.prompts import RubricPrompt, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
     METRICS,
     Cast,
     Row,
+    SilentStep,
     StepLog,
     check,
     gold_watch,
@@ -30,6 +35,7 @@ from policy.stage import (
     lora_shape,
     number_of,
     prepare,
+    processes,
     run_around,
     train_watched,
     trainer_arguments,
@@ -44,6 +50,8 @@ from rubric_data.files import start_run, write_text
 from rubric_data.records import Rubric
 
 _FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
+AnyConfig = TypeVar("AnyConfig", bound=GroupConfig | OnlineDpoConfig)
+Describe = Callable[[dict[str, float], Sequence[Rollout]], Row]
 
 
 def run_grpo(config: GrpoConfig) -> dict[str, Any]:
@@ -59,12 +67,24 @@ def run_rloo(config: RlooConfig) -> dict[str, Any]:
 def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
     check(config, ("save_steps",))
     check_groups(config)
+    return run_by(config, build_trainer, describe)
+
+
+def run_by(
+    config: AnyConfig, build: Callable[[AnyConfig, Path, Cast, "RecordedReward"], Any], tell: Describe
+) -> dict[str, Any]:
+    """A whole run of the trainer that ``build`` makes, once ``config`` was checked; returns what result.json holds.
+
+    The folder that ``build`` is given is for checkpoints; ``tell`` is `StepLog`'s describe.
+    """
     cast = load(config)
     require_pad(cast.tokenizer)
     reward = RecordedReward(cast.scorer, cast.rewards, cast.training, cast.tokenizer.eos_token_id)
     reward.check(prompt.rubric.model_dump_json() for prompt in cast.training)
-    folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
-    return run_around(config, cast, folder, lambda: train(config, folder, cast, reward))
+    folder = Path(config.output)
+    if processes().is_main_process:
+        start_run(folder, asdict(config), resume=config.resume, free=_FREE)
+    return run_around(config, cast, folder, lambda: train(config, folder, cast, reward, build, tell))
 
 
 def check_groups(config: GroupConfig) -> None:
@@ -128,25 +148,42 @@ class RecordedReward(RubricReward):
 
 
 def train(
-    config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward
+    config: AnyConfig,
+    folder: Path,
+    cast: Cast,
+    reward: RecordedReward,
+    build: Callable[[AnyConfig, Path, Cast, RecordedReward], Any],
+    tell: Describe,
 ) -> tuple[PeftModel, list[Row]]:
     """Train on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl.
 
-    Goes on from the last whole checkpoint, if there is one: `start_run` lets nobody else's be there.
+    Goes on from the last whole checkpoint, if there is one: `start_run` lets nobody else's be there. The first process
+    has the log and the watch; the others return no rows.
     """
+    main = processes().is_main_process
     prepare(config, cast)
     fuse(cast.model)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    rows = rows_until(checkpoint, folder / METRICS)
+    # the others wait here for the first, which has made the folder and evaluated
+    checkpoint, rows = broadcast_object_list([_reached(folder) if main else None])[0]
     reward.step = len(rows)
-    trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward)
-    watch = gold_watch(config, cast, trainer.model, folder)
-    if checkpoint is not None:
-        watch.load(checkpoint)
-    log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, describe, rows)
+    trainer = build(config, folder / CHECKPOINTS, cast, reward)
+    compute_in_backbone_dtype(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
+    if main:
+        watch = gold_watch(config, cast, trainer.model, folder)
+        if checkpoint is not None:
+            watch.load(checkpoint)
+        log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, tell, rows)
     trainer.add_callback(log)
     train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
+
+
+def _reached(folder: Path) -> tuple[Path | None, list[Row]]:
+    """The last whole checkpoint of the run in ``folder``, and the rows until then."""
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    return checkpoint, rows_until(checkpoint, folder / METRICS)
 
 
 def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward) -> Any:
@@ -158,20 +195,16 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
         if isinstance(config, GrpoConfig)
         else (trl.RLOOTrainer, trl.RLOOConfig, {"normalize_advantages": config.normalise})
     )
-    trainer = kind(
+    return kind(
         model=cast.model,
         reward_funcs=[reward],
         args=arguments(
-            output_dir=str(folder),
-            max_steps=config.steps,
             shuffle_dataset=False,  # it is in order already
             num_generations=config.group_size,
             max_completion_length=config.response_length,
             beta=config.kl_coef,
-            save_steps=config.save_steps,
-            save_total_limit=1,
-            report_to=config.report_to,
             **trainer_arguments(config, cast),
+            **run_settings(config, folder),
             **own,
         ),
         processing_class=cast.tokenizer,
@@ -182,9 +215,17 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
         # the adapter comes from here, so that the reference is the policy without it, and no second one is made
         peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),
     )
-    compute_in_backbone_dtype(trainer.model)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+
+
+def run_settings(config: GroupConfig | OnlineDpoConfig, folder: Path) -> dict[str, Any]:
+    """What a trainer is told of the run's length, its checkpoints and its monitors, in TRL's words."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": config.steps,
+        "save_steps": config.save_steps,
+        "save_total_limit": 1,
+        "report_to": config.report_to,
+    }
 
 
 def prompt_order(prompts: int, count: int, *, seed: int) -> list[int]:
@@ -207,7 +248,12 @@ def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
         "same_reward_share": number_of(logs.get("frac_reward_zero_std")),
         "grad_norm": number_of(logs.get("grad_norm")),
     }
-    return own | {name: number_of(value) for name, value in sorted(logs.items()) if name.startswith("criteria/")}
+    return own | criteria_means(logs)
+
+
+def criteria_means(logs: dict[str, float]) -> Row:
+    """The means of `policy.reward.RubricReward` among a trainer's ``logs``."""
+    return {name: number_of(value) for name, value in sorted(logs.items()) if name.startswith("criteria/")}
 
 
 def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:

@@ -7,19 +7,25 @@ the judge in the loop `policy.watching`.
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
 tokenizer), best/step-N/ (the same of the policy with the best gold reward), samples.jsonl (the test prompts' responses
 before and after), curves.png, result.json.
+
+Several processes share an update's rollouts. The first alone evaluates, asks the judge, logs and writes, of the
+rollouts of all; the others train, and end when it does.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from transformers import (
     GenerationConfig,
@@ -62,6 +68,7 @@ _COUNTS = (
     "gold_sample",
     "eval_samples",
 )
+_PATIENCE = timedelta(days=1)  # of processes that wait while the first one evaluates
 _GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
 Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
 
@@ -84,6 +91,11 @@ class Cast:
     by_code: int
 
 
+def processes() -> PartialState:
+    """The processes of this run: those that torchrun started, or this one alone."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
 def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
     """Raise UserError on values that would fail, or hang, later; ``counts`` are further options that must be >= 1."""
     for name in (*_COUNTS, *counts):
@@ -93,9 +105,17 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name}: must be at least 1, got {value}; raise it or leave it out")
-    if config.batch_size % config.micro_batch_size:
+    share = processes().num_processes
+    if config.batch_size % (config.micro_batch_size * share):
+        each = f" in {share} processes" if share > 1 else ""
         raise UserError(
-            f"batch_size: {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}; change one"
+            f"batch_size: {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}{each}; "
+            "change one"
+        )
+    if share > 1 and config.aggregation.headroom:
+        raise UserError(
+            f"aggregation.headroom: weighs by what all rollouts have reached, which none of {share} processes sees; "
+            "set it to 0, or train in one"
         )
     if config.temperature <= 0:
         raise UserError(f"temperature: must be positive, got {config.temperature}; RL needs samples that differ")
@@ -128,7 +148,7 @@ def load(config: RlConfig) -> Cast:
     by_code = sum(map(is_programmatic, criteria)) if config.use_verifiers else 0
     if config.use_verifiers:
         warn_if_code_answers_all(config.data, criteria)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(processes().device)
     tokenizer = load_tokenizer(config.policy)
     scorer = RubricScorer.from_pretrained(
         config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
@@ -149,8 +169,12 @@ def run_around(
 ) -> dict[str, Any]:
     """Evaluate the policy, train it, evaluate it again, write everything into ``folder``; returns result.json.
 
-    ``train`` gives the policy with its LoRA adapter, and the rows of metrics.jsonl.
+    ``train`` gives the policy with its LoRA adapter, and the rows of metrics.jsonl. Processes other than the first only
+    train, and return nothing.
     """
+    if not processes().is_main_process:
+        train()
+        return {}
     started = time.perf_counter()
     before = evaluate(config, cast, cast.model)
     policy, rows = train()
@@ -201,7 +225,7 @@ def trainer_arguments(config: RlConfig, cast: Cast) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "per_device_train_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * processes().num_processes),
         "temperature": config.temperature,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant",  # a run is too short to anneal
@@ -287,7 +311,7 @@ class StepLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        rollouts = self._take_rollouts()
+        rollouts = gather_object(self._take_rollouts())
         if not logs or not rollouts:  # the closing log, which is of no update
             return
         now = time.perf_counter()
@@ -298,9 +322,41 @@ class StepLog(TrainerCallback):
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
-        self._watch.act()  # after the row, so that the update that ends a run is on record
+        with _telling_the_others():
+            self._watch.act()  # after the row, so that the update that ends a run is on record
         if control.should_save:  # before the trainer's files, so that no whole checkpoint lacks it
             self._watch.save(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+
+class SilentStep(TrainerCallback):
+    """The part of `StepLog` in processes other than the first: hand over what was scored, and end when the run does."""
+
+    def __init__(self, take_rollouts: Callable[[], list[Rollout]]) -> None:
+        self.rows: list[Row] = []
+        self._take_rollouts = take_rollouts
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        rollouts = gather_object(self._take_rollouts())
+        if logs and rollouts and broadcast_object_list([None])[0]:
+            raise GoldFell
+
+
+@contextmanager
+def _telling_the_others() -> Iterator[None]:
+    """The other processes hear, in `SilentStep`, whether the run ends with this block."""
+    try:
+        yield
+    except GoldFell:
+        broadcast_object_list([True])
+        raise
+    broadcast_object_list([False])
 
 
 def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, seconds: float) -> Row:
