@@ -171,7 +171,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
     if main:
-        watch = gold_watch(config, cast, trainer.model, folder)
+        watch = gold_watch(config, cast, trainer.model, folder, done=len(rows))
         if checkpoint is not None:
             watch.load(checkpoint)
         log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, tell, rows)
