@@ -2,8 +2,7 @@
 
 Owns what the commands share, so that their numbers mean the same. The trainers are TRL's, put to work by `policy.ppo`,
 `policy.group` and `policy.online_dpo`; what a policy's responses are worth is `policy.evaluate`, what they are paid
-`policy.step_rewards`,
-the judge in the loop `policy.watching`.
+`policy.step_rewards`, the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
 tokenizer), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl and scores.jsonl (the rollouts

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy import group, stage
 from policy.cli import main
-from policy.config import GrpoConfig, RlooConfig
+from policy.config import AggregationConfig, GrpoConfig, RlooConfig
 from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
 from policy.prompts import RubricPrompt
 from policy.reward import reward_dataset
@@ -193,3 +194,13 @@ def test_defaults_are_whole_groups(kind):
     check_groups(config)
     with pytest.raises(UserError, match="RL needs samples that differ"):
         stage.check(kind("model", "run", temperature=0.0))
+
+
+def test_what_several_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(stage, "processes", lambda: SimpleNamespace(num_processes=4))
+    stage.check(GrpoConfig("model", "run", batch_size=32))
+    with pytest.raises(UserError, match="batch_size: 16 is no multiple of micro_batch_size 8 in 4 processes; change"):
+        stage.check(GrpoConfig("model", "run"))
+    headroom = AggregationConfig(headroom=1.0)
+    with pytest.raises(UserError, match=r"aggregation\.headroom: .* none of 4 processes sees; set it to 0"):
+        stage.check(GrpoConfig("model", "run", batch_size=32, aggregation=headroom))

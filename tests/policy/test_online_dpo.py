@@ -8,13 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.experimental.online_dpo import OnlineDPOTrainer
 
 from policy import stage
 from policy.cli import main
 from policy.config import OnlineDpoConfig
-from policy.dpo_trainer import OnlineDPOConfig, PairTrainer
-from policy.online_dpo import check_pairs, describe
+from policy.online_dpo import check_pairs, describe, require_trl
 from policy.prompts import RubricPrompt
 from policy.reward import reward_dataset
 from rm.scorer import RubricScorer
@@ -29,6 +27,7 @@ RUBRIC = Rubric(
 )
 PROMPTS = [RubricPrompt("p0", "Say it.", RUBRIC), RubricPrompt("p1", "Name three fruits, please.", RUBRIC)]
 END, PAD = 2, 0
+dpo_trainer = require_trl()  # it keeps TRL from warning that this part of it may change
 
 
 def read_lines(path):
@@ -157,7 +156,7 @@ def build(tiny_backbone, tmp_path):
     def build(reward, accumulation=1):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(tiny_backbone, dtype=torch.float32)
-        arguments = OnlineDPOConfig(
+        arguments = dpo_trainer.OnlineDPOConfig(
             output_dir=str(tmp_path / "trainer"),
             per_device_train_batch_size=2,
             gradient_accumulation_steps=accumulation,
@@ -172,7 +171,7 @@ def build(tiny_backbone, tmp_path):
             report_to="none",
             disable_tqdm=True,
         )
-        return PairTrainer(
+        return dpo_trainer.PairTrainer(
             model=model,
             reward_funcs=reward,
             args=arguments,
@@ -203,7 +202,7 @@ def test_the_reward_function_gets_columns_ids_without_padding_and_the_hook(build
     assert call["completion_ids"] == [[5, END], [5, 6, 7], [END], [9, 8, PAD]]  # all but what follows the end token
     assert call["completions"][2] == [{"role": "assistant", "content": ""}]
     assert call["trainer_state"] is trainer.state
-    monkeypatch.setattr(OnlineDPOTrainer, "log", lambda self, logs, start_time=None: logged.append(logs))
+    monkeypatch.setattr(dpo_trainer.OnlineDPOTrainer, "log", lambda self, logs, start_time=None: logged.append(logs))
     trainer.log({"loss": 0.5})
     trainer.log({"train_loss": 0.5})
     update = {"loss": 0.5, "criteria/tone": 0.25, "pairs/margin": 1.0, "pairs/same_reward": 0.0}
