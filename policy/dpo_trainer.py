@@ -24,6 +24,7 @@ class PairTrainer(OnlineDPOTrainer):
       for 0, and of a tie prefers whichever it drew first.
     - Log-probabilities count up to the end token, in the logged KL and entropy as in the loss. TRL logs the sum over
       the padding, too.
+    - Log-probabilities are float32, also of a policy in bfloat16, whose sums over a response would lose whole nats.
     - The gradients of an update's micro batches are averaged. TRL adds them up, so that clipping depends on their size.
     - The reward function gets completions' ids without padding, and ``log_metric``, as from TRL's group trainers.
     - Processes draw different samples from one seed.
@@ -52,8 +53,13 @@ class PairTrainer(OnlineDPOTrainer):
         completion_mask: torch.Tensor,
         vision_inputs: Any = None,
     ) -> torch.Tensor:
-        logprobs_BT = super()._forward(model, prompt_ids, prompt_mask, completion_ids, completion_mask, vision_inputs)
-        return logprobs_BT.masked_fill(completion_mask == 0, 0.0)
+        def in_float32(*tokens: Any, **options: Any) -> Any:
+            output = model(*tokens, **options)
+            output.logits = output.logits.float()
+            return output
+
+        sides = prompt_ids, prompt_mask, completion_ids, completion_mask
+        return super()._forward(in_float32, *sides, vision_inputs).masked_fill(completion_mask == 0, 0.0)
 
     def _calculate_rewards_from_functions(
         self, prompts: Any, completions: Any, completion_ids_list: list[list[int]], **columns: Any

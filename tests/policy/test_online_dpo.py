@@ -71,7 +71,7 @@ def test_two_updates_end_to_end(command, tmp_path, capsys):
         assert 0 < row["pair_margin"] < 1 and row["same_reward_share"] in (0, 0.25, 0.5, 0.75)
         assert row["grad_norm"] > 0
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-2)  # the first rollouts are the starting policy's own
-    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-2)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # a sum in bfloat16 would be off by more
     assert abs(rows[1]["kl"]) > 0.05
     result = json.loads((run / "result.json").read_text())
     assert (result["steps"], result["prompts_trained"], result["prompts_evaluated"]) == (2, 3, 1)
