@@ -3,11 +3,27 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``folder``, which takes its place only if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+        os.rename(temporary, folder)
+        folder.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is closed to others
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_adapter(
@@ -20,15 +36,9 @@ def save_adapter(
 
     ``weights`` by the policy's own names; None means those it has now.
     """
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         policy.save_pretrained(str(temporary), state_dict=weights)
         tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-        os.rename(temporary, folder)
-        folder.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is closed to others
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class BestAdapter:

@@ -52,6 +52,10 @@ class RlConfig:
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all
     seed: int = 0  # of sampling, of the order of prompts and of dropout
+    mask_unfinished: bool = False  # rollouts that never end teach nothing, whatever their reward
+    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
+    save_steps: int = 5  # updates between checkpoints; the newest is kept
+    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
 
@@ -62,7 +66,8 @@ class PolicyConfig(RlConfig):
     ppo_epochs: int = 2  # passes over the rollouts of an update
     kl_coef: float = 0.02  # weight of the KL to the starting policy in the reward
     gae_lambda: float = 1.0  # 1 credits every token with the whole reward; less, with what is near
-    critic_layers: int = 6  # of the policy's first layers, frozen, below the value head
+    critic_from: Literal["policy", "reward_model"] = "policy"  # whose first layers the value head stands on
+    critic_layers: int = 6  # how many of them; they are frozen
     missing_eos_penalty: float | None = None  # subtracted from the reward of a rollout that never ends
 
 
@@ -101,6 +106,7 @@ DEMO_SETS = (
     "policy.reward_model",
     "policy.data",
     "policy.output",
+    "policy.resume",
 )
 
 
@@ -109,9 +115,6 @@ class GroupConfig(RlConfig):
     """What GRPO and RLOO have in common: rewards are compared within a group of rollouts of one prompt."""
 
     group_size: int = 4  # rollouts of one prompt that are compared with each other
-    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
-    save_steps: int = 5  # updates between checkpoints; the newest is kept
-    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for
 
 
 @dataclass
@@ -161,6 +164,3 @@ class OnlineDpoConfig(RlConfig):
 
     beta: float = 0.1  # pull to the starting policy: a pair's log-odds for each nat that training sets it apart
     loss: Literal["sigmoid", "ipo"] = "sigmoid"  # of a pair: DPO's; squared distance to 1 / (2 beta) nats apart
-    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
-    save_steps: int = 5  # updates between checkpoints; the newest is kept
-    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for

@@ -21,7 +21,7 @@ class PairTrainer(OnlineDPOTrainer):
     What differs from TRL 1.12:
 
     - A pair that is paid the same, or of which one rollout has no reward, is left out of the loss. TRL takes no reward
-      for 0, and of a tie prefers whichever it drew first.
+      for 0, and of a tie prefers whichever it drew first. With ``mask_unfinished`` a rollout that never ends has none.
     - Log-probabilities count up to the end token, in the logged KL and entropy as in the loss. TRL logs the sum over
       the padding, too.
     - Log-probabilities are float32, also of a policy in bfloat16, whose sums over a response would lose whole nats.
@@ -33,8 +33,9 @@ class PairTrainer(OnlineDPOTrainer):
     ``pairs/same_reward``, the share of pairs that taught nothing.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, mask_unfinished: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self._mask_unfinished = mask_unfinished
         self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
         set_seed(self.args.seed, device_specific=True)
         self._noted: dict[str, list[float]] = {}
@@ -77,6 +78,9 @@ class PairTrainer(OnlineDPOTrainer):
         )
         known = [math.nan if one is None else one for one in rewards]
         rewards_B = torch.tensor(known, dtype=torch.float32, device=self._mask_BT.device)
+        if self._mask_unfinished:
+            end = self.processing_class.eos_token_id
+            rewards_B[[end not in ids for ids in completion_ids_list]] = math.nan
         first_P, second_P = rewards_B.chunk(2)
         margin_P = (first_P - second_P).abs().nan_to_num()
         self._mask_BT[(margin_P == 0).repeat(2)] = 0  # both log-probabilities are now 0, and have no gradient

@@ -1,27 +1,21 @@
 """RL within groups: TRL's GRPO and RLOO train a policy with LoRA on the reward model's reward, watched by the judge.
 
-Owns the trainers, their settings and what they alone log, and how a run of any trainer with ``reward_funcs`` is begun
-and resumed; the reward is `policy.reward`, everything around the trainer `policy.stage`. Beside that the run folder has
-checkpoints/, from which an interrupted run goes on.
+Owns the trainers, their settings and what they alone log, and how a trainer with ``reward_funcs`` is run in the frame
+of `policy.stage`; the reward is `policy.reward`.
 
 Several processes: `torchrun --nproc_per_node 2 -m policy.cli grpo ...`; see `policy.stage`.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
-from transformers import PrinterCallback
 
 from policy.adapter import Rollout
-from policy.config import GroupConfig, GrpoConfig, OnlineDpoConfig, RlooConfig
-from policy.prompts import RubricPrompt, require_pad
+from policy.config import GroupConfig, GrpoConfig, RlConfig, RlooConfig
+from policy.prompts import RubricPrompt, prompt_order, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
     METRICS,
@@ -29,13 +23,16 @@ from policy.stage import (
     Row,
     SilentStep,
     StepLog,
+    begin,
     check,
     gold_watch,
     load,
+    log_first,
     lora_shape,
     number_of,
     prepare,
     processes,
+    reached,
     run_around,
     train_watched,
     trainer_arguments,
@@ -44,13 +41,11 @@ from policy.step_rewards import StepRewards
 from rm.fused import fuse
 from rm.lora import compute_in_backbone_dtype, lora_config
 from rm.scorer import Scored
-from rm.train import CHECKPOINTS, last_checkpoint
+from rm.train import CHECKPOINTS
 from rubric_data.errors import UserError
-from rubric_data.files import start_run, write_text
 from rubric_data.records import Rubric
 
-_FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
-AnyConfig = TypeVar("AnyConfig", bound=GroupConfig | OnlineDpoConfig)
+AnyConfig = TypeVar("AnyConfig", bound=RlConfig)
 Describe = Callable[[dict[str, float], Sequence[Rollout]], Row]
 
 
@@ -65,7 +60,7 @@ def run_rloo(config: RlooConfig) -> dict[str, Any]:
 
 
 def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
-    check(config, ("save_steps",))
+    check(config)
     check_groups(config)
     return run_by(config, build_trainer, describe)
 
@@ -81,9 +76,7 @@ def run_by(
     require_pad(cast.tokenizer)
     reward = RecordedReward(cast.scorer, cast.rewards, cast.training, cast.tokenizer.eos_token_id)
     reward.check(prompt.rubric.model_dump_json() for prompt in cast.training)
-    folder = Path(config.output)
-    if processes().is_main_process:
-        start_run(folder, asdict(config), resume=config.resume, free=_FREE)
+    folder = begin(config)
     return run_around(config, cast, folder, lambda: train(config, folder, cast, reward, build, tell))
 
 
@@ -157,33 +150,22 @@ def train(
 ) -> tuple[PeftModel, list[Row]]:
     """Train on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl.
 
-    Goes on from the last whole checkpoint, if there is one: `start_run` lets nobody else's be there. The first process
-    has the log and the watch; the others return no rows.
+    Goes on from the last whole checkpoint, if there is one. The first process has the log and the watch; the others
+    return no rows.
     """
-    main = processes().is_main_process
     prepare(config, cast)
     fuse(cast.model)
-    # the others wait here for the first, which has made the folder and evaluated
-    checkpoint, rows = broadcast_object_list([_reached(folder) if main else None])[0]
+    checkpoint, rows = reached(folder)
     reward.step = len(rows)
     trainer = build(config, folder / CHECKPOINTS, cast, reward)
     compute_in_backbone_dtype(trainer.model)
-    trainer.remove_callback(PrinterCallback)
     log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
-    if main:
-        watch = gold_watch(config, cast, trainer.model, folder, done=len(rows))
-        if checkpoint is not None:
-            watch.load(checkpoint)
+    if processes().is_main_process:
+        watch = gold_watch(config, cast, trainer.model, folder, checkpoint)
         log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, tell, rows)
-    trainer.add_callback(log)
+    log_first(trainer, log)
     train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
-
-
-def _reached(folder: Path) -> tuple[Path | None, list[Row]]:
-    """The last whole checkpoint of the run in ``folder``, and the rows until then."""
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    return checkpoint, rows_until(checkpoint, folder / METRICS)
 
 
 def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward) -> Any:
@@ -203,6 +185,7 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
             num_generations=config.group_size,
             max_completion_length=config.response_length,
             beta=config.kl_coef,
+            mask_truncated_completions=config.mask_unfinished,
             **trainer_arguments(config, cast),
             **run_settings(config, folder),
             **own,
@@ -217,7 +200,7 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
     )
 
 
-def run_settings(config: GroupConfig | OnlineDpoConfig, folder: Path) -> dict[str, Any]:
+def run_settings(config: RlConfig, folder: Path) -> dict[str, Any]:
     """What a trainer is told of the run's length, its checkpoints and its monitors, in TRL's words."""
     return {
         "output_dir": str(folder),
@@ -226,17 +209,6 @@ def run_settings(config: GroupConfig | OnlineDpoConfig, folder: Path) -> dict[st
         "save_total_limit": 1,
         "report_to": config.report_to,
     }
-
-
-def prompt_order(prompts: int, count: int, *, seed: int) -> list[int]:
-    """``count`` places of ``prompts``, which all come once, shuffled, before any comes again.
-
-    A longer order begins with the shorter one. It is the whole run's, because TRL's own shuffling begins anew where a
-    run goes on in a later pass over the prompts.
-    """
-    chance = np.random.default_rng(seed)
-    passes = [chance.permutation(prompts) for _ in range(math.ceil(count / prompts))]
-    return [int(place) for place in np.concatenate(passes)[:count]]
 
 
 def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
@@ -254,11 +226,3 @@ def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
 def criteria_means(logs: dict[str, float]) -> Row:
     """The means of `policy.reward.RubricReward` among a trainer's ``logs``."""
     return {name: number_of(value) for name, value in sorted(logs.items()) if name.startswith("criteria/")}
-
-
-def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:
-    """The rows of ``path`` up to ``checkpoint``; the file loses those after it, which will be made again."""
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    lines = path.read_text(encoding="utf-8").splitlines()[:step] if path.exists() else []
-    write_text(path, "".join(f"{line}\n" for line in lines))
-    return [json.loads(line) for line in lines]

@@ -1,7 +1,7 @@
 """RL from pairs: TRL's online DPO trains a policy with LoRA on which of two rollouts the reward model pays better.
 
-Owns the settings and what online DPO alone logs; the trainer is `policy.dpo_trainer`, the run and its checkpoints
-`policy.group`, everything around the trainer `policy.stage`.
+Owns the settings and what online DPO alone logs; the trainer is `policy.dpo_trainer`, how it is run `policy.group`,
+everything around it `policy.stage`.
 """
 
 import os
@@ -13,8 +13,9 @@ from typing import Any
 
 from policy.adapter import Rollout
 from policy.config import OnlineDpoConfig
-from policy.group import RecordedReward, criteria_means, prompt_order, run_by, run_settings
+from policy.group import RecordedReward, criteria_means, run_by, run_settings
 from policy.ppo import TRL_RANGE
+from policy.prompts import prompt_order
 from policy.reward import reward_dataset
 from policy.stage import Cast, Row, check, lora_shape, number_of, trainer_arguments
 from rm.lora import lora_config
@@ -24,7 +25,7 @@ from rubric_data.errors import UserError
 def run_online_dpo(config: OnlineDpoConfig) -> dict[str, Any]:
     """As `policy.ppo.run_ppo`, by online DPO. Raises UserError on bad input, before anything is written."""
     require_trl()
-    check(config, ("save_steps",))
+    check(config)
     check_pairs(config)
     return run_by(config, build_trainer, describe)
 
@@ -58,6 +59,7 @@ def build_trainer(config: OnlineDpoConfig, folder: Path, cast: Cast, reward: Rec
     return trainers.PairTrainer(
         model=cast.model,
         reward_funcs=reward,
+        mask_unfinished=config.mask_unfinished,
         args=trainers.OnlineDPOConfig(
             train_sampling_strategy="sequential",  # it is in order already
             max_new_tokens=config.response_length,

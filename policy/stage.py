@@ -7,7 +7,7 @@ Owns what the commands share, so that their numbers mean the same. The trainers 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
 tokenizer), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl and scores.jsonl (the rollouts
 that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before and after), curves.png,
-result.json.
+result.json; checkpoints/, from which an interrupted run goes on.
 
 Several processes share an update's rollouts. The first alone evaluates, asks the judge, logs and writes, of the
 rollouts of all; the others train, and end when it does.
@@ -32,19 +32,21 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from policy.adapter import Rollout
 from policy.aggregation import check_rubrics
 from policy.checkpoint import BestAdapter, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
-from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
+from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts, warn_if_code_answers_all
 from policy.rollouts import JudgedRollouts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
@@ -52,9 +54,10 @@ from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
 from rm.metrics import Estimate
 from rm.scorer import RubricScorer
+from rm.train import CHECKPOINTS, last_checkpoint
 from rubric_data.config import JudgeConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, write_json, write_text
+from rubric_data.files import atomic_path, start_run, write_json, write_text
 from rubric_data.io import load_data
 from rubric_data.judges import Judge
 from rubric_data.programmatic import CodeFirst, is_programmatic
@@ -69,7 +72,9 @@ _COUNTS = (
     "lora_rank",
     "gold_sample",
     "eval_samples",
+    "save_steps",
 )
+_FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
 _PATIENCE = timedelta(days=1)  # of processes that wait while the first one evaluates
 _GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
 Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
@@ -127,6 +132,23 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
             "set reward to proxy, or leave aggregation at its defaults"
         )
     planned_looks(config.steps, gold_sample(config), config.gold_budget)
+    check_reporter(config.report_to)
+
+
+def check_reporter(name: str) -> None:
+    """Raise UserError unless transformers can report to ``name`` here."""
+    known = ("none", "all", *get_available_reporting_integrations())
+    if name not in known:
+        raise UserError(
+            f"report_to: {name!r} is unknown or not installed; install it, or take one of {', '.join(known)}"
+        )
+
+
+def begin(config: RlConfig) -> Path:
+    """The run folder: made by the first process or, to resume, as it is. Raises UserError where it may not be."""
+    if processes().is_main_process:
+        start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
+    return Path(config.output)
 
 
 def gold_sample(config: RlConfig) -> int:
@@ -152,6 +174,8 @@ def load(config: RlConfig) -> Cast:
         warn_if_code_answers_all(config.data, criteria)
     device = str(processes().device)
     tokenizer = load_tokenizer(config.policy)
+    for prompt in (*training, *held_out):
+        encode_prompt(tokenizer, prompt.prompt)  # or the chat template would refuse it in the middle of the run
     scorer = RubricScorer.from_pretrained(
         config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
     )
@@ -191,6 +215,7 @@ def run_around(
         **compare(before, after, seed=config.seed),
         **ending(rows, config.on_alarm),
         "steps": len(rows),
+        "processes": processes().num_processes,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
     }
@@ -259,19 +284,54 @@ def evaluate(
     )
 
 
-def gold_watch(config: RlConfig, cast: Cast, policy: PeftModel, folder: Path, done: int = 0) -> GoldWatch:
-    """The judge's watch over ``policy``, after ``done`` updates; what it keeps is in the run's ``folder``."""
+def step_of(checkpoint: Path | None) -> int:
+    """The update after which ``checkpoint`` was written; 0 where there is none."""
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def reached(folder: Path) -> tuple[Path | None, list[Row]]:
+    """The last whole checkpoint of the run in ``folder``, and the rows until then; every process calls this.
+
+    `begin` lets nobody else's be there. The first process looks, and takes later rows away: they will be made again.
+    """
+    found: list[Any] = [None]
+    if processes().is_main_process:
+        checkpoint = last_checkpoint(folder / CHECKPOINTS)
+        found = [(checkpoint, rows_until(checkpoint, folder / METRICS))]
+    return broadcast_object_list(found)[0]  # where the others wait for the folder
+
+
+def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:
+    """The rows of ``path`` up to ``checkpoint``; the file loses those after it."""
+    lines = path.read_text(encoding="utf-8").splitlines()[: step_of(checkpoint)] if path.exists() else []
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def gold_watch(
+    config: RlConfig, cast: Cast, policy: PeftModel, folder: Path, checkpoint: Path | None = None
+) -> GoldWatch:
+    """The judge's watch over ``policy``, from ``checkpoint`` on; what it keeps is in the run's ``folder``."""
     sample = gold_sample(config)
-    return GoldWatch(
+    watch = GoldWatch(
         cast.judge,
         BestAdapter(policy, cast.tokenizer, folder / "best"),
-        JudgedRollouts(folder, done),
+        JudgedRollouts(folder, step_of(checkpoint)),
         steps=config.steps,
         sample=sample,
         looks=planned_looks(config.steps, sample, config.gold_budget),
         on_alarm=config.on_alarm,
         seed=config.seed,
     )
+    if checkpoint is not None:
+        watch.load(checkpoint)
+    return watch
+
+
+def log_first(trainer: Any, log: TrainerCallback) -> None:
+    """Have TRL's ``trainer`` tell ``log`` of an update before the reporters, who then get what it adds."""
+    trainer.callback_handler.callbacks.insert(0, log)
+    trainer.remove_callback(PrinterCallback)
 
 
 def train_watched(train: Callable[[], Any]) -> None:
@@ -285,7 +345,8 @@ class StepLog(TrainerCallback):
 
     ``take_rollouts`` hands over what was scored since the last call, for ``watch`` to look at; ``describe`` gives what
     the trainer alone can tell of an update, from TRL's log of it and its rollouts. ``rows`` are of the updates before,
-    where a run goes on. What ``watch`` knows goes into each checkpoint.
+    where a run goes on. What ``watch`` knows goes into each checkpoint that transformers writes. The numbers of a row
+    join TRL's log, for the reporters.
     """
 
     def __init__(
@@ -322,6 +383,7 @@ class StepLog(TrainerCallback):
         row = step_row(state.global_step, rollouts, gold, self._describe(logs, rollouts), seconds=now - self._since)
         self._since = now
         self.rows.append(row)
+        logs.update(reported(row))
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
@@ -376,6 +438,11 @@ def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, sec
         **own,
         "seconds": round(seconds, 3),
     }
+
+
+def reported(row: Row) -> dict[str, float]:
+    """The numbers of ``row`` under names of our own: TRL's log calls other things ``reward`` and ``kl``."""
+    return {f"rubric_rm/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
 
 
 def progress_line(row: Row, steps: int) -> str:

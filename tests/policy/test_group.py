@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from policy import group, stage
 from policy.cli import main
 from policy.config import AggregationConfig, GrpoConfig, RlooConfig
-from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
-from policy.prompts import RubricPrompt
+from policy.group import RecordedReward, check_groups, describe
+from policy.prompts import RubricPrompt, prompt_order
 from policy.reward import reward_dataset
+from policy.stage import rows_until
 from rm.posterior import Doubt
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError

@@ -153,7 +153,7 @@ class Pays:
 def build(tiny_backbone, tmp_path):
     """A trainer of two pairs a pass, its adapter away from zero."""
 
-    def build(reward, accumulation=1):
+    def build(reward, accumulation=1, **options):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(tiny_backbone, dtype=torch.float32)
         arguments = dpo_trainer.OnlineDPOConfig(
@@ -178,6 +178,7 @@ def build(tiny_backbone, tmp_path):
             train_dataset=reward_dataset(PROMPTS, [0, 1] * accumulation),
             processing_class=AutoTokenizer.from_pretrained(tiny_backbone),
             peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+            **options,
         )
 
     return build
@@ -267,14 +268,19 @@ def test_pairs_that_tell_nothing_teach_nothing(build, monkeypatch, rewards):
 
 def test_one_pair_teaches_beside_one_that_does_not(build, monkeypatch):
     found = []
-    for rewards in ((0.75, 0.5, 0.25, None), (0.75, 0.5, 0.25, 0.5)):
-        trainer = build(Pays(*rewards))
-        give_completions(monkeypatch, trainer, [[5, END], [5, 6], [9, 8], [END]])
+    for rewards, options in (
+        ((0.75, 0.5, 0.25, None), {}),
+        ((0.75, 0.5, 0.25, 0.5), {}),
+        ((0.75, 0.25, 0.25, 0.5), {"mask_unfinished": True}),  # the second prompt's first rollout never ends
+    ):
+        trainer = build(Pays(*rewards), **options)
+        give_completions(monkeypatch, trainer, [[5, END], [5, 6], [9, END], [END]])
         trainer.training_step(trainer.model, batch(trainer))
         assert trainer._noted["pairs/same_reward"] == [0.5]
         found.append(gradients(trainer))
     assert any(gradient.abs().max() > 0 for gradient in found[0])
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
 
 
 def test_micro_batches_are_averaged(build, monkeypatch):
