@@ -12,6 +12,8 @@ import torch
 from accelerate.utils import set_seed
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
+from rubric_data.errors import UserError
+
 __all__ = ["OnlineDPOConfig", "PairTrainer"]
 
 
@@ -31,10 +33,16 @@ class PairTrainer(OnlineDPOTrainer):
 
     Beside TRL's, it logs ``pairs/margin``, the mean difference of the two rewards, 0 where one is missing, and
     ``pairs/same_reward``, the share of pairs that taught nothing.
+
+    Raises UserError on several reward functions, and on vLLM, whose rollouts come another way.
     """
 
     def __init__(self, *, mask_unfinished: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        if len(self.reward_funcs) != 1 or self.args.use_vllm:
+            raise UserError(
+                "online DPO: takes one reward function, and samples without vLLM; change reward_funcs or args"
+            )
         self._mask_unfinished = mask_unfinished
         self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
         set_seed(self.args.seed, device_specific=True)

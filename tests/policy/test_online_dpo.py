@@ -16,6 +16,7 @@ from policy.online_dpo import check_pairs, describe, require_trl
 from policy.prompts import RubricPrompt
 from policy.reward import reward_dataset
 from rm.scorer import RubricScorer
+from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
 from tests.policy.fruit import write_fruit
 
@@ -292,6 +293,11 @@ def test_micro_batches_are_averaged(build, monkeypatch):
             trainer.training_step(trainer.model, batch(trainer))
         found.append(gradients(trainer))
     torch.testing.assert_close(*found)
+
+
+def test_what_the_trainer_was_not_made_for_is_refused(build):
+    with pytest.raises(UserError, match="online DPO: takes one reward function"):
+        build([Pays(), Pays()])
 
 
 def test_a_whole_update_through_trl(build):
