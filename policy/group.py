@@ -1,4 +1,4 @@
-"""RL within groups: TRL's GRPO and RLOO train a policy with LoRA on the reward model's reward, watched by the judge.
+"""RL within groups: TRL's GRPO and RLOO train a policy on the reward model's reward, watched by the judge.
 
 Owns the trainers, their settings and what they alone log; the reward is `policy.reward`, everything around the trainer
 `policy.stage`.
@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from policy.adapter import Rollout
+from policy.checkpoint import Policy
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
 from policy.prompts import RubricPrompt, prompt_order, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
@@ -25,6 +24,7 @@ from policy.stage import (
     StepLog,
     begin,
     check,
+    frozen_copy,
     gold_watch,
     load,
     log_first,
@@ -129,8 +129,8 @@ class RecordedReward(RubricReward):
 
 def train(
     config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward
-) -> tuple[PeftModel, list[Row]]:
-    """Train on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl.
+) -> tuple[Policy, list[Row]]:
+    """Train on the training prompts; returns the policy with what it has learnt and the rows of metrics.jsonl.
 
     Goes on from the last whole checkpoint, if there is one. The first process has the log and the watch; the others
     return no rows.
@@ -140,7 +140,8 @@ def train(
     checkpoint, rows = reached(folder)
     reward.step = len(rows)
     trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward)
-    compute_in_backbone_dtype(trainer.model)
+    if config.lora_rank:
+        compute_in_backbone_dtype(trainer.model)
     log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
     if processes().is_main_process:
         watch = gold_watch(config, cast, trainer.model, folder, checkpoint)
@@ -159,7 +160,7 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
         if isinstance(config, GrpoConfig)
         else (trl.RLOOTrainer, trl.RLOOConfig, {"normalize_advantages": config.normalise})
     )
-    return kind(
+    trainer = kind(
         model=cast.model,
         reward_funcs=[reward],
         args=arguments(
@@ -182,8 +183,11 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
             prompt_order(len(cast.training), config.steps * config.batch_size // config.group_size, seed=config.seed),
         ),
         # the adapter comes from here, so that the reference is the policy without it, and no second one is made
-        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),
+        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)) if config.lora_rank else None,
     )
+    if trainer.ref_model is not None:  # which TRL has read by its name, whatever the policy is by now
+        trainer.ref_model = frozen_copy(cast.model)
+    return trainer
 
 
 def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
