@@ -1,4 +1,7 @@
-"""The policy's adapter on disk: the one a run ends with, and the one at best gold reward. Judges nothing."""
+"""What a policy has learnt, on disk: as a run ends, and at best gold reward. Judges nothing.
+
+That is its LoRA adapter, or, of a policy without one, the whole model.
+"""
 
 import os
 import shutil
@@ -6,10 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rm.backbone import load_causal_lm
 
 
 @contextmanager
@@ -26,13 +32,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+Policy: TypeAlias = PeftModel | PreTrainedModel
+
+
 def save_adapter(
-    policy: PeftModel,
+    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write LoRA weights (safetensors) and tokenizer into ``folder``, which appears only when complete.
+    """Write LoRA weights, or the model, as safetensors, and the tokenizer into ``folder``, which appears when complete.
 
     ``weights`` by the policy's own names; None means those it has now.
     """
@@ -42,13 +51,13 @@ def save_adapter(
 
 
 class BestAdapter:
-    """The adapter that wrote the best rollouts so far, in ``folder``/step-N.
+    """The adapter, or the model, that wrote the best rollouts so far, in ``folder``/step-N.
 
     An update's rollouts are judged after its optimiser steps, so the weights that wrote them are remembered before.
     What an interrupted run left in ``folder`` goes; `take` brings back what was saved with a checkpoint.
     """
 
-    def __init__(self, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    def __init__(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         self._policy, self._tokenizer, self._folder = policy, tokenizer, folder
         self._kept: Path | None = None
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,4 +92,7 @@ class BestAdapter:
         """Give the policy the best weights back."""
         if self._kept is None:
             raise ValueError("BestAdapter: nothing was kept yet")
-        set_peft_model_state_dict(self._policy, load_peft_weights(str(self._kept)))
+        if isinstance(self._policy, PeftModel):
+            set_peft_model_state_dict(self._policy, load_peft_weights(str(self._kept)))
+        else:
+            self._policy.load_state_dict(load_causal_lm(str(self._kept), dtype=self._policy.dtype).state_dict())

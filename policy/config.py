@@ -29,7 +29,7 @@ class RlConfig:
     """What every way to train a policy on the reward model's reward has in common."""
 
     reward_model: str  # model folder of a training run
-    output: str  # run folder; the LoRA adapter is written into its adapter/ folder
+    output: str  # run folder; what was learnt is written into its adapter/, or with lora_rank 0 its model/, folder
     data: str = "builtin"  # prompts with rubrics: train + validation prompts are trained on, test prompts evaluated
     reward: RewardKind = "proxy"  # what is paid: mean of the verdicts; the judge's expected reward; its lower bound
     policy: str = "smollm2"  # model folder, hub id or 'smollm2'
@@ -42,8 +42,8 @@ class RlConfig:
     micro_batch_size: int = 8  # rollouts in one forward and backward pass
     response_length: int = 48  # new tokens of a rollout
     temperature: float = 1.0  # of sampling, in training and in evaluation
-    learning_rate: float = 5e-4  # constant
-    lora_rank: int = 16  # of the adapter
+    learning_rate: float = 5e-4  # constant; 1e-6 to 1e-5 with lora_rank 0
+    lora_rank: int = 16  # of the adapter; 0 has none, and trains all weights
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
     gold_sample: int = 16  # rollouts of an update that the judge also scores, drawn with preference for tail and doubt

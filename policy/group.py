@@ -1,4 +1,4 @@
-"""RL within groups: TRL's GRPO and RLOO train a policy with LoRA on the reward model's reward, watched by the judge.
+"""RL within groups: TRL's GRPO and RLOO train a policy on the reward model's reward, watched by the judge.
 
 Owns the trainers, their settings and what they alone log, and how a trainer with ``reward_funcs`` is run in the frame
 of `policy.stage`; the reward is `policy.reward`.
@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft import PeftModel
-
 from policy.adapter import Rollout
+from policy.checkpoint import Policy
 from policy.config import GroupConfig, GrpoConfig, RlConfig, RlooConfig
 from policy.prompts import RubricPrompt, prompt_order, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
@@ -25,6 +24,7 @@ from policy.stage import (
     StepLog,
     begin,
     check,
+    frozen_copy,
     gold_watch,
     load,
     log_first,
@@ -147,8 +147,8 @@ def train(
     reward: RecordedReward,
     build: Callable[[AnyConfig, Path, Cast, RecordedReward], Any],
     tell: Describe,
-) -> tuple[PeftModel, list[Row]]:
-    """Train on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl.
+) -> tuple[Policy, list[Row]]:
+    """Train on the training prompts; returns the policy with what it has learnt and the rows of metrics.jsonl.
 
     Goes on from the last whole checkpoint, if there is one. The first process has the log and the watch; the others
     return no rows.
@@ -158,7 +158,8 @@ def train(
     checkpoint, rows = reached(folder)
     reward.step = len(rows)
     trainer = build(config, folder / CHECKPOINTS, cast, reward)
-    compute_in_backbone_dtype(trainer.model)
+    if config.lora_rank:
+        compute_in_backbone_dtype(trainer.model)
     log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
     if processes().is_main_process:
         watch = gold_watch(config, cast, trainer.model, folder, checkpoint)
@@ -177,7 +178,7 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
         if isinstance(config, GrpoConfig)
         else (trl.RLOOTrainer, trl.RLOOConfig, {"normalize_advantages": config.normalise})
     )
-    return kind(
+    trainer = kind(
         model=cast.model,
         reward_funcs=[reward],
         args=arguments(
@@ -196,8 +197,11 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
             prompt_order(len(cast.training), config.steps * config.batch_size // config.group_size, seed=config.seed),
         ),
         # the adapter comes from here, so that the reference is the policy without it, and no second one is made
-        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),
+        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)) if config.lora_rank else None,
     )
+    if trainer.ref_model is not None:  # which TRL has read by its name, whatever the policy is by now
+        trainer.ref_model = frozen_copy(cast.model)
+    return trainer
 
 
 def run_settings(config: RlConfig, folder: Path) -> dict[str, Any]:

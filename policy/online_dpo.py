@@ -1,4 +1,4 @@
-"""RL from pairs: TRL's online DPO trains a policy with LoRA on which of two rollouts the reward model pays better.
+"""RL from pairs: TRL's online DPO trains a policy on which of two rollouts the reward model pays better.
 
 Owns the settings and what online DPO alone logs; the trainer is `policy.dpo_trainer`, how it is run `policy.group`,
 everything around it `policy.stage`.
@@ -73,7 +73,7 @@ def build_trainer(config: OnlineDpoConfig, folder: Path, cast: Cast, reward: Rec
             cast.training, prompt_order(len(cast.training), config.steps * config.batch_size // 2, seed=config.seed)
         ),
         # the adapter comes from here, so that the reference is the policy without it, and no second one is made
-        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),
+        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)) if config.lora_rank else None,
     )
 
 

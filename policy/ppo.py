@@ -1,4 +1,4 @@
-"""The RL stage: TRL's PPO trains a policy with LoRA on the reward model's reward, watched by the judge.
+"""The RL stage: TRL's PPO trains a policy on the reward model's reward, watched by the judge.
 
 Owns PPO's trainer, its settings and what it alone logs; the reward is `policy.adapter`, the value model
 `policy.critic`, its checkpoints `policy.ppo_checkpoint`, everything around the trainer `policy.stage`.
@@ -15,9 +15,10 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.adapter import Rollout, RubricRewardAdapter
+from policy.checkpoint import Policy
 from policy.config import PolicyConfig
 from policy.critic import FrozenCritic, build_critic
 from policy.ppo_checkpoint import PpoCheckpoints
@@ -30,6 +31,7 @@ from policy.stage import (
     StepLog,
     begin,
     check,
+    frozen_copy,
     gold_watch,
     load,
     log_first,
@@ -83,18 +85,18 @@ def require_trl() -> ModuleType:
 
 def train(
     config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardAdapter, critic: FrozenCritic
-) -> tuple[PeftModel, list[Row]]:
-    """PPO on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl.
+) -> tuple[Policy, list[Row]]:
+    """PPO on the training prompts; returns the policy with what it has learnt and the rows of metrics.jsonl.
 
     Goes on from the last whole checkpoint, if there is one. The first process has the log and the watch; the others
     return no rows.
     """
     prepare(config, cast)
     fuse(cast.model)
-    policy = attach_lora(cast.model, **lora_shape(config, cast.model))
+    policy, reference = learner(config, cast.model)
     checkpoint, rows = reached(folder)
     adapter.go_on(len(rows))
-    trainer = build_trainer(config, folder, cast, policy, adapter, critic, len(rows))
+    trainer = build_trainer(config, folder, cast, policy, reference, adapter, critic, len(rows))
     watch: GoldWatch | None = None
     log: StepLog | SilentStep = SilentStep(adapter.take_rollouts)
     if processes().is_main_process:
@@ -108,11 +110,20 @@ def train(
     return policy.eval(), log.rows
 
 
+def learner(config: PolicyConfig, model: PreTrainedModel) -> tuple[Policy, nn.Module]:
+    """The policy that learns, ``model`` itself or with an adapter, and the one it starts as."""
+    if not config.lora_rank:
+        return model, frozen_copy(model)
+    policy = attach_lora(model, **lora_shape(config, model))
+    return policy, WithoutAdapter(policy)
+
+
 def build_trainer(
     config: PolicyConfig,
     folder: Path,
     cast: Cast,
-    policy: PeftModel,
+    policy: Policy,
+    reference: nn.Module,
     adapter: RubricRewardAdapter,
     critic: FrozenCritic,
     done: int,
@@ -139,7 +150,7 @@ def build_trainer(
         args=arguments,
         processing_class=cast.tokenizer,
         model=policy,
-        ref_model=WithoutAdapter(policy),
+        ref_model=reference,
         reward_model=adapter,
         value_model=critic,
         train_dataset=Dataset.from_dict({"input_ids": ids}),

@@ -1,4 +1,4 @@
-"""The prompts a policy answers, each with its rubric, and their encoding. Knows no model and no reward."""
+"""The prompts a policy answers, each with its rubric, their order and encoding. Knows no model and no reward."""
 
 import logging
 import math

@@ -5,14 +5,15 @@ Owns what the commands share, so that their numbers mean the same. The trainers 
 `policy.step_rewards`, the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl and scores.jsonl (the rollouts
-that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before and after), curves.png,
-result.json; checkpoints/, from which an interrupted run goes on.
+tokenizer; of a run without LoRA model/), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl
+and scores.jsonl (the rollouts that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before
+and after), curves.png, result.json; checkpoints/, from which an interrupted run goes on.
 
 Several processes share an update's rollouts. The first alone evaluates, asks the judge, logs and writes, of the
 rollouts of all; the others train, and end when it does.
 """
 
+import copy
 import json
 import math
 import time
@@ -27,7 +28,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from peft import PeftModel
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -43,16 +43,17 @@ from transformers.integrations import get_available_reporting_integrations
 
 from policy.adapter import Rollout
 from policy.aggregation import check_rubrics
-from policy.checkpoint import BestAdapter, save_adapter
+from policy.checkpoint import BestAdapter, Policy, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
-from policy.prompts import RubricPrompt, encode_prompt, rubric_prompts, warn_if_code_answers_all
+from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
 from policy.rollouts import JudgedRollouts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
 from rm.metrics import Estimate
+from rm.sampling import render_chat
 from rm.scorer import RubricScorer
 from rm.train import CHECKPOINTS, last_checkpoint
 from rubric_data.config import JudgeConfig
@@ -69,7 +70,6 @@ _COUNTS = (
     "batch_size",
     "micro_batch_size",
     "response_length",
-    "lora_rank",
     "gold_sample",
     "eval_samples",
     "save_steps",
@@ -124,6 +124,8 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
             f"aggregation.headroom: weighs by what all rollouts have reached, which none of {share} processes sees; "
             "set it to 0, or train in one"
         )
+    if config.lora_rank < 0:
+        raise UserError(f"lora_rank: must be at least 0, got {config.lora_rank}; 0 trains all weights")
     if config.temperature <= 0:
         raise UserError(f"temperature: must be positive, got {config.temperature}; RL needs samples that differ")
     if config.reward != "proxy" and not is_default(config.aggregation):
@@ -175,7 +177,7 @@ def load(config: RlConfig) -> Cast:
     device = str(processes().device)
     tokenizer = load_tokenizer(config.policy)
     for prompt in (*training, *held_out):
-        encode_prompt(tokenizer, prompt.prompt)  # or the chat template would refuse it in the middle of the run
+        render_chat(tokenizer, prompt.prompt)  # or the chat template would refuse it in the middle of the run
     scorer = RubricScorer.from_pretrained(
         config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
     )
@@ -186,17 +188,18 @@ def load(config: RlConfig) -> Cast:
     )
     if config.use_verifiers:
         judge = CodeFirst(judge)
-    model = load_causal_lm(config.policy, dtype=native_dtype(device)).to(device)
+    dtype = native_dtype(device) if config.lora_rank else torch.float32  # bfloat16 would lose what an update adds
+    model = load_causal_lm(config.policy, dtype=dtype).to(device)
     return Cast(training, held_out, tokenizer, scorer, rewards, judge, model, len(criteria), by_code)
 
 
 def run_around(
-    config: RlConfig, cast: Cast, folder: Path, train: Callable[[], tuple[PeftModel, list[Row]]]
+    config: RlConfig, cast: Cast, folder: Path, train: Callable[[], tuple[Policy, list[Row]]]
 ) -> dict[str, Any]:
     """Evaluate the policy, train it, evaluate it again, write everything into ``folder``; returns result.json.
 
-    ``train`` gives the policy with its LoRA adapter, and the rows of metrics.jsonl. Processes other than the first only
-    train, and return nothing.
+    ``train`` gives the policy with what it has learnt, and the rows of metrics.jsonl. Processes other than the first
+    only train, and return nothing.
     """
     if not processes().is_main_process:
         train()
@@ -204,7 +207,7 @@ def run_around(
     started = time.perf_counter()
     before = evaluate(config, cast, cast.model)
     policy, rows = train()
-    save_adapter(policy, cast.tokenizer, folder / "adapter")
+    save_adapter(policy, cast.tokenizer, folder / ("adapter" if config.lora_rank else "model"))
     after = evaluate(config, cast, policy)
     result = {
         "prompts_trained": len(cast.training),
@@ -234,6 +237,11 @@ def lora_shape(config: RlConfig, model: PreTrainedModel) -> dict[str, Any]:
         "top_layers": config.lora_layers,
         "task_type": "CAUSAL_LM",
     }
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The starting policy, where all weights of ``model`` are about to be trained."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def prepare(config: RlConfig, cast: Cast) -> None:
@@ -308,9 +316,7 @@ def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-def gold_watch(
-    config: RlConfig, cast: Cast, policy: PeftModel, folder: Path, checkpoint: Path | None = None
-) -> GoldWatch:
+def gold_watch(config: RlConfig, cast: Cast, policy: Policy, folder: Path, checkpoint: Path | None = None) -> GoldWatch:
     """The judge's watch over ``policy``, from ``checkpoint`` on; what it keeps is in the run's ``folder``."""
     sample = gold_sample(config)
     watch = GoldWatch(

@@ -32,16 +32,16 @@ class Completion:
 def render_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """``prompt`` in the tokenizer's chat template, up to where the answer starts; a transcript as its turns.
 
-    Raises UserError if the template does not take such turns.
+    Raises UserError if the template does not take such turns, or there is none.
     """
     turns = prompt_messages(prompt)
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
+    except (TemplateError, ValueError) as error:  # ValueError: there is no template
         roles = ", ".join(turn["role"] for turn in turns)
         raise UserError(
-            f"prompt {prompt[:60]!r}: its turns ({roles}) are refused by the policy's chat template ({error}); leave "
-            "the prompt out, or take another policy"
+            f"prompt {prompt[:60]!r}: the model's chat template does not take its turns ({roles}): {error}; leave the "
+            "prompt out, or take another model"
         ) from None
 
 

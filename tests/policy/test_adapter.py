@@ -154,8 +154,11 @@ def test_a_dialogue_is_told_from_the_one_it_begins_with(tokenizer):
 
 def test_a_template_that_refuses_the_turns_is_told_with_the_prompt(tokenizer):
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    with pytest.raises(UserError, match=r"'system: Be brief.*its turns \(system, user\) are refused .*\(no system\)"):
+    with pytest.raises(UserError, match=r"'system: Be brief.*its turns \(system, user\): no system; leave"):
         encode_prompt(tokenizer, TURNS)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match=r"'Name a fruit\.': the model's chat template .*\(user\): .*leave the prompt"):
+        encode_prompt(tokenizer, FRUIT.prompt)
 
 
 def test_the_doubt_of_a_posterior_comes_with_the_rollout(tokenizer):

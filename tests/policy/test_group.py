@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,7 +16,7 @@ from policy.cli import main
 from policy.config import AggregationConfig, GrpoConfig, RlooConfig
 from policy.group import RecordedReward, check_groups, describe
 from policy.prompts import RubricPrompt, prompt_order
-from policy.reward import reward_dataset
+from policy.reward import prompt_text, reward_dataset
 from policy.stage import rows_until
 from rm.posterior import Doubt
 from rm.scorer import RubricScorer, Scored
@@ -86,6 +87,30 @@ def test_two_updates_end_to_end(method, command, tmp_path, tiny_backbone, capsys
     inputs = AutoTokenizer.from_pretrained(run / "adapter")("Name fruit", return_tensors="pt")
     before = base(**inputs).logits
     assert (PeftModel.from_pretrained(base, run / "adapter")(**inputs).logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_without_an_adapter_all_weights_learn_and_a_model_is_left(method, command, tmp_path, tiny_backbone):
+    run = tmp_path / "run"
+    assert main([method, *command, "--lora_rank", "0", "--output", str(run)]) == 0
+    rows = read_lines(run / "metrics.jsonl")
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)  # to what it was, which does not move
+    assert abs(rows[2]["kl"]) > 0.01
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_backbone, run / "model"))
+    assert not any(torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+    assert not (run / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_option_for_unfinished_rollouts_reaches_trl(method, command, tmp_path, monkeypatch, capsys):
+    def stop(trainer, log):
+        raise UserError(f"masks: {trainer.mask_truncated_completions}")
+
+    monkeypatch.setattr(group, "log_first", stop)
+    options = ["--eval_samples", "1", "--mask_unfinished", "true", "--output", str(tmp_path / "run")]
+    assert main([method, *command, *options]) == 2
+    assert "masks: True" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -175,6 +200,13 @@ def test_all_prompts_come_before_any_comes_again():
     assert rows["place"] == [1, 0, 1] and reward_dataset([PROMPT, PROMPT])["place"] == [0, 1]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Say it."}]
     assert Rubric.model_validate_json(rows[0]["rubric"]) == RUBRIC
+
+
+def test_the_policy_gets_a_dialogue_as_turns_and_the_reward_model_as_it_was():
+    text = "system: Be brief.\n\nuser: Hi.\n\nassistant: Yes?\n\nuser: Go."
+    (row,) = reward_dataset([RubricPrompt("p", text, RUBRIC)])
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "user"]
+    assert prompt_text(row["prompt"]) == text
 
 
 def test_bad_groups_are_refused(command, tmp_path, capsys):

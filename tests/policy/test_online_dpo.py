@@ -81,6 +81,15 @@ def test_two_updates_end_to_end(command, tmp_path, capsys):
     assert capsys.readouterr().out.count("/2  proxy 0.") == 2
 
 
+def test_without_an_adapter_the_reference_is_the_starting_policy(command, tmp_path):
+    run = tmp_path / "run"
+    assert main([*command, "--lora_rank", "0", "--steps", "2", "--loss", "ipo", "--output", str(run)]) == 0
+    first, second = read_lines(run / "metrics.jsonl")
+    assert first["kl"] == 0 and abs(second["kl"]) > 0.05
+    assert first["loss"] == pytest.approx(25)  # 1 / (2 beta), squared: nothing is set apart yet
+    assert (run / "model" / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(command, tmp_path, monkeypatch):
     whole, stopped = ([*command, "--output", str(tmp_path / name)] for name in ("whole", "stopped"))

@@ -177,6 +177,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, monke
     assert read_lines(folder / "metrics.jsonl") == rows[1]
 
 
+def test_without_an_adapter_all_weights_learn_and_a_model_is_left(config, tmp_path, tiny_backbone):
+    config.lora_rank, config.eval_prompts, config.on_alarm = 0, 1, "rollback"
+    ppo.run_ppo(config)
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert abs(rows[0]["kl"]) < 1e-3 and abs(rows[1]["kl"]) > 0.05  # to what it was, which has not moved
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_backbone, tmp_path / "run" / "model"))
+    moved = [not torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True)]
+    assert all(moved)
+    assert (tmp_path / "run" / "best" / f"step-{rows[-1]['best_step']}" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").eos_token == "<|im_end|>"
+
+
 def test_an_aggregation_changes_what_is_paid_and_not_what_is_measured(config, tmp_path, capsys):
     options = {**vars(config), "aggregation.saturation": 3.0, "steps": 1, "eval_prompts": 1, "eval_samples": 1}
     given = {name: value for name, value in options.items() if name != "aggregation" and value is not None}
@@ -351,6 +364,7 @@ def test_a_trl_without_ppo_is_said_with_the_versions_that_have_it(config, monkey
         ({"aggregation": AggregationConfig(pessimism=1.0)}, "no posterior to tell its doubt"),
         ({"aggregation": AggregationConfig(dropout=0.5), "reward": "lower_bound"}, "reward: 'lower_bound' is of the"),
         ({"policy": "no/such/model"}, "model 'no/such/model': cannot be loaded"),
+        ({"lora_rank": -1}, "lora_rank: must be at least 0, got -1; 0 trains all weights"),
         ({"save_steps": 0}, "save_steps: must be at least 1, got 0"),
         (
             {"report_to": "paper"},
