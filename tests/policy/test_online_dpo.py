@@ -85,7 +85,7 @@ def test_without_an_adapter_the_reference_is_the_starting_policy(command, tmp_pa
     run = tmp_path / "run"
     assert main([*command, "--lora_rank", "0", "--steps", "2", "--loss", "ipo", "--output", str(run)]) == 0
     first, second = read_lines(run / "metrics.jsonl")
-    assert first["kl"] == 0 and abs(second["kl"]) > 0.05
+    assert first["kl"] == pytest.approx(0, abs=1e-4) and abs(second["kl"]) > 0.05
     assert first["loss"] == pytest.approx(25)  # 1 / (2 beta), squared: nothing is set apart yet
     assert (run / "model" / "model.safetensors").exists()
 
