@@ -5,9 +5,9 @@ and `policy.group`; what a policy's responses are worth is `policy.evaluate`, wh
 the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer; of a run without LoRA model/), best/step-N/ (the same of the policy with the best gold reward), samples.jsonl
-(the test prompts' responses before and after), curves.png, result.json; checkpoints/, from which an interrupted run
-goes on.
+tokenizer; of a run without LoRA model/), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl
+and scores.jsonl (the rollouts that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before
+and after), curves.png, result.json; checkpoints/, from which an interrupted run goes on.
 
 Several processes share an update's rollouts. The first alone evaluates, asks the judge, logs and writes, of the
 rollouts of all; the others train, and end when it does.
@@ -47,6 +47,7 @@ from policy.checkpoint import BestAdapter, Policy, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
+from policy.rollouts import JudgedRollouts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
@@ -316,11 +317,12 @@ def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:
 
 
 def gold_watch(config: RlConfig, cast: Cast, policy: Policy, folder: Path, checkpoint: Path | None = None) -> GoldWatch:
-    """The judge's watch over ``policy``, from ``checkpoint`` on; the best of it is kept in the run's ``folder``."""
+    """The judge's watch over ``policy``, from ``checkpoint`` on; what it keeps is in the run's ``folder``."""
     sample = gold_sample(config)
     watch = GoldWatch(
         cast.judge,
         BestAdapter(policy, cast.tokenizer, folder / "best"),
+        JudgedRollouts(folder, step_of(checkpoint)),
         steps=config.steps,
         sample=sample,
         looks=planned_looks(config.steps, sample, config.gold_budget),

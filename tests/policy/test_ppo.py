@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from policy import cli, ppo, stage
-from policy.adapter import Rollout
 from policy.config import AggregationConfig, PolicyConfig
 from policy.evaluate import PolicyEvaluation
 from policy.prompts import RubricPrompt, prompt_order
@@ -34,7 +33,7 @@ from rubric_data.files import write_text
 from rubric_data.io import read_judged, write_judged
 from rubric_data.programmatic import CodeFirst
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import rollout, write_fruit
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -89,10 +88,12 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
         "checkpoints",
         "config.json",
         "curves.png",
+        "judged.jsonl",
         "metrics.jsonl",
         "origin.json",
         "result.json",
         "samples.jsonl",
+        "scores.jsonl",
     ]
 
     rows = read_lines(run / "metrics.jsonl")
@@ -168,6 +169,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, monke
     rows = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "stopped")]
     assert without_seconds(rows[0]) == without_seconds(rows[1])
     assert [row["step"] for row in rows[1]] == [1, 2, 3]
+    for name in ("judged.jsonl", "scores.jsonl"):
+        assert (folder / name).read_text() == (tmp_path / "run" / name).read_text()
     assert {**again, "seconds": 0, "seconds_per_step": 0} == {**whole, "seconds": 0, "seconds_per_step": 0}
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
     weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("run", "stopped")]
@@ -263,10 +266,10 @@ def test_a_monitor_gets_trls_numbers_and_those_of_the_row(config, tmp_path, monk
 
 def test_a_row_of_metrics_by_hand():
     rollouts = [
-        Rollout(PROMPT, "a", 0.25, 4, True, 0.0),
-        Rollout(PROMPT, "b", math.nan, 6, False, math.nan),
-        Rollout(PROMPT, "c", 0.75, 2, True, 1.0),
-        Rollout(PROMPT, "d", 0.5, 6, False, 0.2),
+        rollout(PROMPT, "a", 0.25, 4, paid=0.0),
+        rollout(PROMPT, "b", math.nan, 6, finished=False),
+        rollout(PROMPT, "c", 0.75, 2, paid=1.0),
+        rollout(PROMPT, "d", 0.5, 6, finished=False, paid=0.2),
     ]
     logs = {
         "objective/kl": 1.5,
