@@ -169,6 +169,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, monke
     rows = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "stopped")]
     assert without_seconds(rows[0]) == without_seconds(rows[1])
     assert [row["step"] for row in rows[1]] == [1, 2, 3]
+    for name in ("judged.jsonl", "scores.jsonl"):
+        assert (folder / name).read_text() == (tmp_path / "run" / name).read_text()
     assert {**again, "seconds": 0, "seconds_per_step": 0} == {**whole, "seconds": 0, "seconds_per_step": 0}
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
     weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("run", "stopped")]
