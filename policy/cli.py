@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
+from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, OnlineDpoConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -290,14 +290,16 @@ STAGES = {
         "policy.ppo:run_ppo",
         "Logs at every update the reward model's reward (proxy), the judge's reward (gold) and the KL to the "
         "starting policy; compares gold reward on held-out prompts before and after. Gold is estimated from a few "
-        "judged rollouts, with an interval and an alarm when it declines (docs/watch.md).",
+        "judged rollouts, with an interval and an alarm when it declines (docs/watch.md). After an interruption the "
+        "same command with --resume true goes on. On several processes: torchrun --nproc_per_node 2 -m policy.cli ppo "
+        "...",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/ppo",
     ),
     "grpo": Stage(
         GrpoConfig,
         "policy.group:run_grpo",
         "Advantages compare the rollouts of one prompt, so there is no value model. Logs what `ppo` logs, and the mean "
-        "of every criterion. After an interruption the same command with --resume true goes on.",
+        "of every criterion. Goes on after an interruption, and runs on several processes, as `ppo` does.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/grpo",
     ),
     "rloo": Stage(
@@ -306,6 +308,13 @@ STAGES = {
         "A rollout's baseline is the mean reward of the others of its prompt; the KL is part of the reward. Otherwise "
         "as `grpo`.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/rloo",
+    ),
+    "online-dpo": Stage(
+        OnlineDpoConfig,
+        "policy.online_dpo:run_online_dpo",
+        "Of two rollouts of a prompt the better paid is preferred to the other, by however little; pairs that are paid "
+        "the same are left out. Otherwise as `grpo`.",
+        "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/online-dpo",
     ),
     "demo": Stage(
         DemoConfig,

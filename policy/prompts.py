@@ -1,9 +1,11 @@
-"""The prompts a policy answers, each with its rubric, and their encoding. Knows no model and no reward."""
+"""The prompts a policy answers, each with its rubric, their order and encoding. Knows no model and no reward."""
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rm.sampling import render_chat
@@ -36,6 +38,17 @@ def rubric_prompts(records: Iterable[JudgedResponse]) -> list[RubricPrompt]:
     return list(found.values())
 
 
+def prompt_order(prompts: int, count: int, *, seed: int) -> list[int]:
+    """``count`` places of ``prompts``, which all come once, shuffled, before any comes again.
+
+    A longer order begins with the shorter one. It is the whole run's, because TRL's own shuffling begins anew where a
+    run goes on in a later pass over the prompts.
+    """
+    chance = np.random.default_rng(seed)
+    passes = [chance.permutation(prompts) for _ in range(math.ceil(count / prompts))]
+    return [int(place) for place in np.concatenate(passes)[:count]]
+
+
 def require_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless ``tokenizer`` has a pad token of its own: a finished response must not look padded."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -46,7 +59,7 @@ def require_pad(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of ``prompt`` as a user's turn, up to where the answer starts."""
+    """Token ids of ``prompt`` in the chat template, up to where the answer starts; a transcript as its turns."""
     return list(tokenizer(render_chat(tokenizer, prompt), add_special_tokens=False)["input_ids"])
 
 

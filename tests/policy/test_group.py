@@ -3,18 +3,21 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy import group, stage
 from policy.cli import main
-from policy.config import GrpoConfig, RlooConfig
-from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
-from policy.prompts import RubricPrompt
-from policy.reward import reward_dataset
+from policy.config import AggregationConfig, GrpoConfig, RlooConfig
+from policy.group import RecordedReward, check_groups, describe
+from policy.prompts import RubricPrompt, prompt_order
+from policy.reward import prompt_text, reward_dataset
+from policy.stage import rows_until
 from rm.posterior import Doubt
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
@@ -84,6 +87,30 @@ def test_two_updates_end_to_end(method, command, tmp_path, tiny_backbone, capsys
     inputs = AutoTokenizer.from_pretrained(run / "adapter")("Name fruit", return_tensors="pt")
     before = base(**inputs).logits
     assert (PeftModel.from_pretrained(base, run / "adapter")(**inputs).logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_without_an_adapter_all_weights_learn_and_a_model_is_left(method, command, tmp_path, tiny_backbone):
+    run = tmp_path / "run"
+    assert main([method, *command, "--lora_rank", "0", "--output", str(run)]) == 0
+    rows = read_lines(run / "metrics.jsonl")
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)  # to what it was, which does not move
+    assert abs(rows[2]["kl"]) > 0.01
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_backbone, run / "model"))
+    assert not any(torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+    assert not (run / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_option_for_unfinished_rollouts_reaches_trl(method, command, tmp_path, monkeypatch, capsys):
+    def stop(trainer, log):
+        raise UserError(f"masks: {trainer.mask_truncated_completions}")
+
+    monkeypatch.setattr(group, "log_first", stop)
+    options = ["--eval_samples", "1", "--mask_unfinished", "true", "--output", str(tmp_path / "run")]
+    assert main([method, *command, *options]) == 2
+    assert "masks: True" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -175,6 +202,13 @@ def test_all_prompts_come_before_any_comes_again():
     assert Rubric.model_validate_json(rows[0]["rubric"]) == RUBRIC
 
 
+def test_the_policy_gets_a_dialogue_as_turns_and_the_reward_model_as_it_was():
+    text = "system: Be brief.\n\nuser: Hi.\n\nassistant: Yes?\n\nuser: Go."
+    (row,) = reward_dataset([RubricPrompt("p", text, RUBRIC)])
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "user"]
+    assert prompt_text(row["prompt"]) == text
+
+
 def test_bad_groups_are_refused(command, tmp_path, capsys):
     for options, message in (
         (["--group_size", "1"], "group_size: must be at least 2, got 1"),
@@ -193,3 +227,13 @@ def test_defaults_are_whole_groups(kind):
     check_groups(config)
     with pytest.raises(UserError, match="RL needs samples that differ"):
         stage.check(kind("model", "run", temperature=0.0))
+
+
+def test_what_several_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(stage, "processes", lambda: SimpleNamespace(num_processes=4))
+    stage.check(GrpoConfig("model", "run", batch_size=32))
+    with pytest.raises(UserError, match="batch_size: 16 is no multiple of micro_batch_size 8 in 4 processes; change"):
+        stage.check(GrpoConfig("model", "run"))
+    headroom = AggregationConfig(headroom=1.0)
+    with pytest.raises(UserError, match=r"aggregation\.headroom: .* none of 4 processes sees; set it to 0"):
+        stage.check(GrpoConfig("model", "run", batch_size=32, aggregation=headroom))
