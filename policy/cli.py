@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
+from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PageConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -285,6 +285,15 @@ STAGES = {
         "A rollout's baseline is the mean reward of the others of its prompt; the KL is part of the reward. Otherwise "
         "as `grpo`.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/rloo",
+    ),
+    "page": Stage(
+        PageConfig,
+        "policy.comparison:run_page",
+        "`ppo`, `grpo` and `rloo` keep run.html in their folders up to date as they train. Several runs have gold "
+        "against KL in one plot, a table of gains, and the options they differ in.",
+        "--runs '[runs/ppo, runs/grpo]' --output page.html",
+        tabulates=True,
+        quick=True,
     ),
     "demo": Stage(
         DemoConfig,

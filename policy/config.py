@@ -153,3 +153,12 @@ class BonConfig:
     tokens_per_batch: int = 16_384  # packed tokens in one forward pass of the reward model
     seed: int = 0  # of the order of tied responses, of sampling and of the resamples
     resume: bool = False  # go on with an interrupted run; what was sampled is kept
+
+
+@dataclass
+class PageConfig:
+    """Make the page of an RL run anew, or put several runs side by side on one page."""
+
+    runs: list[str]  # folders of ppo, grpo or rloo; runs that go on show what they have so far
+    output: str | None = None  # HTML file; unset: run.html in the folder, of one run only
+    overwrite: bool = False  # replace the output if it is there; a run's run.html always is

@@ -19,8 +19,8 @@ from policy.adapter import Rollout
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
 from policy.prompts import RubricPrompt, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
+from policy.run_folder import METRICS
 from policy.stage import (
-    METRICS,
     Cast,
     Row,
     StepLog,
@@ -143,7 +143,7 @@ def train(
     watch = gold_watch(config, cast, trainer.model, folder, done=len(rows))
     if checkpoint is not None:
         watch.load(checkpoint)
-    log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, describe, rows)
+    log = StepLog(config, folder, cast.training, watch, reward.take_rollouts, describe, rows)
     trainer.add_callback(log)
     train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
@@ -201,13 +201,12 @@ def prompt_order(prompts: int, count: int, *, seed: int) -> list[int]:
 def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
     """What GRPO and RLOO alone can tell of an update; ``logs`` is TRL's own, whose KL and entropy are per token."""
     tokens = sum(rollout.tokens for rollout in rollouts) / len(rollouts)
-    own: Row = {
+    return {
         "kl": number_of(logs.get("kl"), tokens),
         "entropy": number_of(logs.get("entropy"), tokens),
         "same_reward_share": number_of(logs.get("frac_reward_zero_std")),
         "grad_norm": number_of(logs.get("grad_norm")),
     }
-    return own | {name: number_of(value) for name, value in sorted(logs.items()) if name.startswith("criteria/")}
 
 
 def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:

@@ -21,7 +21,6 @@ from policy.config import PolicyConfig
 from policy.critic import FrozenCritic
 from policy.prompts import RubricPrompt, encode_prompt
 from policy.stage import (
-    METRICS,
     Cast,
     Row,
     StepLog,
@@ -77,7 +76,7 @@ def train(config: PolicyConfig, folder: Path, cast: Cast, adapter: RubricRewardA
     fuse(model)
     policy = attach_lora(model, **lora_shape(config, model))
     watch = gold_watch(config, cast, policy, folder)
-    log = StepLog(config, folder / METRICS, watch, adapter.take_rollouts, describe)
+    log = StepLog(config, folder, cast.training, watch, adapter.take_rollouts, describe)
     trainer = ppo.PPOTrainer(
         args=ppo_config(ppo, config, folder, cast),
         processing_class=tokenizer,

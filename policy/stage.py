@@ -6,8 +6,8 @@ the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
 tokenizer), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl and scores.jsonl (the rollouts
-that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before and after), curves.png,
-result.json.
+that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before and after), result.json, and
+run.html, which shows it all from the first update on (`policy.run_page`).
 """
 
 import json
@@ -40,7 +40,10 @@ from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
 from policy.rollouts import JudgedRollouts
+from policy.run_folder import METRICS, RESULT, SAMPLES, Row
+from policy.run_page import LivePage, write_page
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
+from policy.tally import CriterionMeans, tallied
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
@@ -48,13 +51,12 @@ from rm.metrics import Estimate
 from rm.scorer import RubricScorer
 from rubric_data.config import JudgeConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, write_json, write_text
+from rubric_data.files import write_json, write_text
 from rubric_data.io import load_data
 from rubric_data.judges import Judge
 from rubric_data.programmatic import CodeFirst, is_programmatic
 from rubric_data.verifiers import check_verifiers
 
-METRICS = "metrics.jsonl"
 _COUNTS = (
     "steps",
     "batch_size",
@@ -64,8 +66,6 @@ _COUNTS = (
     "gold_sample",
     "eval_samples",
 )
-_GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
-Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def run_around(
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
     }
-    write_samples(folder / "samples.jsonl", before, after)
-    plot(folder / "curves.png", rows)
-    write_json(folder / "result.json", result)
+    write_samples(folder / SAMPLES, before, after)
+    write_json(folder / RESULT, result)
+    write_page(folder)
     return result
 
 
@@ -257,24 +257,28 @@ def train_watched(train: Callable[[], Any]) -> None:
 
 
 class StepLog(TrainerCallback):
-    """One row for each update: into metrics.jsonl at once, into ``rows``, and as a line on the terminal.
+    """One row for each update: into the run's metrics.jsonl at once, into ``rows``, and as a line on the terminal.
 
-    ``take_rollouts`` hands over what was scored since the last call, for ``watch`` to look at; ``describe`` gives what
-    the trainer alone can tell of an update, from TRL's log of it and its rollouts. ``rows`` are of the updates before,
-    where a run goes on. What ``watch`` knows goes into each checkpoint.
+    Keeps the run's page up to date, too. ``prompts`` are those trained on. ``take_rollouts`` hands over what was scored
+    since the last call, for ``watch`` to look at; ``describe`` gives what the trainer alone can tell of an update, from
+    TRL's log of it and its rollouts. ``rows`` are of the updates before, where a run goes on. What ``watch`` knows goes
+    into each checkpoint.
     """
 
     def __init__(
         self,
         config: RlConfig,
-        path: Path,
+        folder: Path,
+        prompts: Sequence[RubricPrompt],
         watch: GoldWatch,
         take_rollouts: Callable[[], list[Rollout]],
         describe: Callable[[dict[str, float], Sequence[Rollout]], Row],
         rows: Sequence[Row] = (),
     ) -> None:
         self.rows = list(rows)
-        self._config, self._path, self._watch = config, path, watch
+        self._config, self._path, self._watch = config, folder / METRICS, watch
+        self._criteria = CriterionMeans(prompt.rubric for prompt in prompts)
+        self._page = LivePage(folder)
         self._take_rollouts, self._describe = take_rollouts, describe
         self._since = time.perf_counter()
 
@@ -295,12 +299,15 @@ class StepLog(TrainerCallback):
             return
         now = time.perf_counter()
         gold = self._watch.look(state.global_step, rollouts)
-        row = step_row(state.global_step, rollouts, gold, self._describe(logs, rollouts), seconds=now - self._since)
+        met = self._criteria.of(tallied((one.prompt.rubric, one.scored.probs) for one in rollouts))
+        own = self._describe(logs, rollouts) | met
+        row = step_row(state.global_step, rollouts, gold, own, seconds=now - self._since)
         self._since = now
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
+        self._since += self._page.refresh()  # which is no part of the next update
         self._watch.act()  # after the row, so that the update that ends a run is on record
         if control.should_save:  # before the trainer's files, so that no whole checkpoint lacks it
             self._watch.save(Path(args.output_dir, f"checkpoint-{state.global_step}"))
@@ -349,6 +356,8 @@ def compare(before: PolicyEvaluation, after: PolicyEvaluation, *, seed: int) -> 
         found[f"{name}_before"] = _estimate(mean_estimate(first, seed=seed))
         found[f"{name}_after"] = _estimate(mean_estimate(second, seed=seed))
         found[f"{name}_gain"] = _estimate(paired_difference(first, second, seed=seed))
+    gold_P, proxy_P = after.gold_P - before.gold_P, after.proxy_P - before.proxy_P
+    found["gain_gap"] = _estimate(paired_difference(gold_P, proxy_P, seed=seed))
     for name in ("finished_share", "mean_tokens"):
         found[f"{name}_before"], found[f"{name}_after"] = getattr(before, name), getattr(after, name)
     return found
@@ -374,34 +383,6 @@ def write_samples(path: Path, before: PolicyEvaluation, after: PolicyEvaluation)
         for place, prompt in enumerate(before.prompts)
     ]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Proxy and gold reward, KL, and response length over the updates, as a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: it would choose a window system
-
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    reward, kl, length = figure.subplots(1, 3)
-    panels = (
-        (reward, "mean reward of the rollouts", (("reward/proxy", "reward model"), ("reward/gold", "judge"))),
-        (kl, "KL to the starting policy (nats a response)", (("kl", ""),)),
-        (length, "tokens a response", (("response_tokens", ""),)),
-    )
-    steps = [row["step"] for row in rows]
-    for axes, title, lines in panels:
-        for key, label in lines:
-            heights = [math.nan if row[key] is None else row[key] for row in rows]
-            dashes = "--" if key == "reward/gold" else "-"  # so that one line shows under the other
-            axes.plot(steps, heights, dashes, marker="o", markersize=3, label=label)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("update")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    low, high = ([math.nan if row[key] is None else row[key] for row in rows] for key in _GOLD_LIMITS)
-    reward.fill_between(steps, low, high, color="C1", alpha=0.15, linewidth=0)
-    reward.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -113,9 +113,11 @@ def legend(ax: Axes, place: str) -> None:
 
 
 def mark(ax: Axes, x: float, text: str) -> None:
-    """A vertical line at ``x``, named at its foot."""
+    """A vertical line at ``x``, named at its foot on the side that has more room."""
     ax.axvline(x, color=ORANGE, linewidth=1)
-    at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, 0), "textcoords": "offset points"}
+    left = x > sum(ax.get_xlim()) / 2
+    at: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    at |= {"xytext": (-3 if left else 3, 0), "ha": "right" if left else "left"}
     ax.annotate(text, (x, 0.01), fontsize=8, color=ORANGE, **at)
 
 
