@@ -18,7 +18,7 @@ from policy.config import PageConfig
 from policy.evaluate import paired_difference
 from policy.run_digest import Estimated, Point, against_kl, best_step, first_alarm, kl_spent, verdict
 from policy.run_folder import Run, read_run
-from policy.run_page import PAGE, draw_estimates
+from policy.run_page import PAGE, draw_estimates, keep_to_rewards
 from policy.run_page import render as render_run
 from policy.watching import DECLINE
 from rm import page
@@ -281,6 +281,7 @@ def _draw_curves(compared: Sequence[Compared], of: str, ax: Axes) -> None:
             values = [np.nan if point.proxy is None else point.proxy for point in one.points]
             ax.plot(kl, values, color=one.colour, marker=one.marker, markersize=4, linewidth=1.4)
     ax.set(xlabel="KL from the starting policy, nats a response", ylabel=f"{of} of the rollouts")
+    keep_to_rewards(ax)
 
 
 def _draw_gains(compared: Sequence[Compared], ax: Axes) -> None:

@@ -33,8 +33,7 @@ def verdict(run: Run) -> list[str]:
 
 
 def _progress_in_words(run: Run) -> str:
-    done = f"Update {run.rows[-1]['step']} of {run.config.get('steps', '?')}"
-    told = f"{done}; held-out prompts are answered again at the end."
+    told = f"Update {run.progress}; held-out prompts are answered again at the end."
     if len(run.looks) > 1:
         first, last = run.looks[0], run.looks[-1]
         told += f" The judge's reward of the rollouts (gold) was {_words(gold_of(first))} at update {first['step']},"
@@ -43,7 +42,7 @@ def _progress_in_words(run: Run) -> str:
 
 
 def _gold_in_words(result: dict[str, Any]) -> str:
-    return _change(f"On {result['prompts_evaluated']} held-out prompts the judge's reward (gold)", result, "gold")
+    return _change(f"On {held_out(result)} the judge's reward (gold)", result, "gold")
 
 
 def _proxy_in_words(result: dict[str, Any]) -> str:
@@ -69,8 +68,7 @@ def _change(of: str, result: dict[str, Any], key: str) -> str:
 
 
 def _alarm_in_words(run: Run) -> str:
-    looks = [row for row in run.looks if row.get("reward/gold_low") is not None]
-    if not looks:
+    if not run.sure_looks:
         return "No alarm was possible: no look of the judge has an interval."
     apart, declined = first_alarm(run.rows, DIVERGENCE), first_alarm(run.rows, DECLINE)
     told = [] if apart is None else [f"Proxy and gold drifted apart: a warning at update {apart}."]
@@ -81,7 +79,7 @@ def _alarm_in_words(run: Run) -> str:
             "warn": "training was left to go on",
         }[run.config.get("on_alarm", "warn")]
         told.append(f"Gold declined: an alarm at update {declined}, and {then}.")
-    return " ".join(told) or f"No alarm in {len(looks)} looks of the judge."
+    return " ".join(told) or f"No alarm in {len(run.sure_looks)} looks of the judge."
 
 
 def _kl_in_words(run: Run) -> str:
@@ -97,6 +95,12 @@ def _form_in_words(result: dict[str, Any]) -> str:
     tokens = [number(result[f"mean_tokens_{when}"], 1) for when in ("before", "after")]
     shares = [percent(result[f"finished_share_{when}"]) for when in ("before", "after")]
     return f"Responses went from {tokens[0]} to {tokens[1]} tokens; {shares[1]} end by themselves, {shares[0]} before."
+
+
+def held_out(result: dict[str, Any]) -> str:
+    """How many prompts gains are of."""
+    count = result["prompts_evaluated"]
+    return f"{count} held-out prompt{'s' if count > 1 else ''}"
 
 
 def _words(one: Estimated) -> str:

@@ -58,6 +58,17 @@ class Run:
         """The rows at which the judge was asked, and answered."""
         return [row for row in self.rows if row.get("reward/gold") is not None]
 
+    @property
+    def sure_looks(self) -> list[Row]:
+        """Those of them that have an interval, so that they can raise an alarm."""
+        return [row for row in self.looks if row.get("reward/gold_low") is not None]
+
+    @property
+    def progress(self) -> str:
+        """Updates done, and planned; a run that went on for longer had that changed."""
+        done = self.rows[-1]["step"]
+        return f"{done} of {max(done, self.config.get('steps', done))}"
+
 
 def read_run(folder: str | Path) -> Run:
     """The run in ``folder``, which may still be going on. Raises UserError if there is none, or no update of it."""

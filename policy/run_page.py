@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -28,6 +28,7 @@ from policy.run_digest import (
     first_alarm,
     furthest_pairs,
     gold_of,
+    held_out,
     kl_spent,
     overrated,
     overrated_criteria,
@@ -80,14 +81,9 @@ class LivePage:
         return took
 
 
-def write_page(folder: str | Path, path: Path | None = None) -> Path:
-    """Write the page of the run in ``folder``, as its run.html unless ``path`` is given; returns where it is.
-
-    Raises UserError if there is no run, or no update of it.
-    """
-    path = path or Path(folder) / PAGE
-    write_text(path, render(read_run(folder)))
-    return path
+def write_page(folder: Path) -> None:
+    """Write run.html of the run in ``folder``. Raises UserError if there is no run, or no update of it."""
+    write_text(folder / PAGE, render(read_run(folder)))
 
 
 def render(run: Run) -> str:
@@ -116,38 +112,46 @@ def render(run: Run) -> str:
 # --- tiles and facts -------------------------------------------------------------------------------------------------
 
 
-def _tiles(run: Run) -> list[tuple[str, str, str, Estimated | None]]:
-    """The numbers to read first: title, value, what it means, and an estimate whose bounds are shown."""
+class Tile(NamedTuple):
+    """A number to read first; ``estimate`` has bounds to be shown."""
+
+    title: str
+    value: str
+    hint: str
+    estimate: Estimated | None = None
+
+
+def _tiles(run: Run) -> list[Tile]:
     tiles = _now(run) if run.result is None else _gains(run.result)
-    tiles.append(("KL spent", number(kl_spent(run), 2), "nats a response, from the starting policy", None))
+    tiles.append(Tile("KL spent", number(kl_spent(run), 2), "nats a response, from the starting policy"))
     alarms = [(kind, at) for kind in (DECLINE, DIVERGENCE) if (at := first_alarm(run.rows, kind)) is not None]
-    kind, hint = (alarms[0][0], f"at update {alarms[0][1]}") if alarms else ("none", f"in {len(run.looks)} looks")
-    tiles.append(("Alarm", kind, f"{hint} of the judge" if not alarms else hint, None))
+    none = ("none", f"in {len(run.sure_looks)} looks of the judge")
+    tiles.append(Tile("Alarm", *((alarms[0][0], f"at update {alarms[0][1]}") if alarms else none)))
     if best := best_row(run.rows):
         hint = f"the judge's reward of the rollouts about update {best['step']}"
-        tiles.append(("Best gold", number(best["reward/gold"]), hint, gold_of(best)))
+        tiles.append(Tile("Best gold", number(best["reward/gold"]), hint, gold_of(best)))
     return tiles
 
 
-def _gains(result: dict[str, Any]) -> list[tuple[str, str, str, Estimated | None]]:
-    prompts = f"on {result['prompts_evaluated']} held-out prompts, after less before"
-    hints = {"gold": f"the judge's reward {prompts}", "proxy": "the same by the reward model"}
+def _gains(result: dict[str, Any]) -> list[Tile]:
+    """What the policy gained on held-out prompts."""
+    gold, proxy = result["gold_gain"], result["proxy_gain"]
+    hint = f"the judge's reward on {held_out(result)}, after less before"
     return [
-        (f"{key.capitalize()} gained", signed(result[f"{key}_gain"]["value"]), hint, result[f"{key}_gain"])
-        for key, hint in hints.items()
+        Tile("Gold gained", signed(gold["value"]), hint, gold),
+        Tile("Proxy gained", signed(proxy["value"]), "the same by the reward model", proxy),
     ]
 
 
-def _now(run: Run) -> list[tuple[str, str, str, Estimated | None]]:
+def _now(run: Run) -> list[Tile]:
     """Where a run that goes on stands."""
-    last = run.rows[-1]
-    tiles: list[tuple[str, str, str, Estimated | None]] = []
+    last, tiles = run.rows[-1], []
     if run.looks:
         look = run.looks[-1]
         hint = f"the judge's reward of update {look['step']}'s rollouts"
-        tiles.append(("Gold now", number(look["reward/gold"]), hint, gold_of(look)))
+        tiles.append(Tile("Gold now", number(look["reward/gold"]), hint, gold_of(look)))
     hint = f"the reward model's reward of update {last['step']}'s rollouts"
-    return [*tiles, ("Proxy now", number(last["reward/proxy"]), hint, None)]
+    return [*tiles, Tile("Proxy now", number(last["reward/proxy"]), hint)]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -162,7 +166,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         "reward model": config.get("reward_model"),
         "judge": judge if judge == "verifier" else f"{judge} {config.get('judge_model')}",
         "data": config.get("data"),
-        "updates": f"{rows[-1]['step']} of {config.get('steps')}",
+        "updates": run.progress,
         "rollouts an update": config.get("batch_size"),
         "rollouts judged": counts["judged"],
         "drawn, but not answered": counts["judge_failed"] or None,
@@ -199,13 +203,14 @@ def _draw_rewards(run: Run, ax: Axes) -> None:
     if any(row.get("reward/paid") not in (None, row["reward/proxy"]) for row in rows):
         _draw_line(ax, rows, "reward/paid", ORANGE, (0, (1, 1)), "paid")
     _draw_line(ax, rows, "reward/proxy", BLUE, "-", "reward model")
-    sure = [row for row in run.looks if row.get("reward/gold_low") is not None]
+    sure = run.sure_looks
     with_band(ax, [row["step"] for row in sure], [gold_of(row) for row in sure], INK, "none", "")
     _draw_line(ax, run.looks, "reward/gold", INK, _JUDGE, "judge")
     declined = first_alarm(rows, DECLINE)
     if declined is not None:
         mark(ax, declined, "gold declined")
     ax.set(xlabel="update", ylabel="mean reward of the rollouts")
+    keep_to_rewards(ax)
     legend(ax, "best")
 
 
@@ -218,7 +223,14 @@ def _draw_against_kl(points: Sequence[Point], result: dict[str, Any] | None, ax:
         ends = [result["gold_before"], result["gold_after"]]
         draw_estimates(ax, [0.0, result["kl_final"]], ends, ORANGE, "s", "judge, held-out prompts", "none")
     ax.set(xlabel="KL from the starting policy, nats a response", ylabel="mean reward")
+    keep_to_rewards(ax)
     legend(ax, "best")
+
+
+def keep_to_rewards(ax: Axes) -> None:
+    """End the vertical axis where rewards end: the interval of a few judged prompts may go far beyond."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -0.05), min(high, 1.05))
 
 
 def draw_estimates(
