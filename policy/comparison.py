@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from scipy import stats
 
@@ -18,7 +19,7 @@ from policy.config import PageConfig
 from policy.evaluate import paired_difference
 from policy.run_digest import Estimated, Point, against_kl, best_step, first_alarm, kl_spent, verdict
 from policy.run_folder import Run, read_run
-from policy.run_page import PAGE, draw_estimates, keep_to_rewards
+from policy.run_page import PAGE, draw_estimates, keep_to_rewards, label_kl
 from policy.run_page import render as render_run
 from policy.watching import DECLINE
 from rm import page
@@ -164,10 +165,9 @@ def mean_of_runs(values: Sequence[float | None]) -> Estimated:
 
 def render(compared: Sequence[Compared]) -> str:
     """The HTML page of several runs, those that gained most gold first. Whatever their texts hold is escaped."""
-    plots = {
-        "gold": svg("gold", partial(_draw_curves, compared, "gold"), width=4.8),
-        "proxy": svg("proxy", partial(_draw_curves, compared, "proxy"), width=4.8),
-    }
+    plots: dict[str, Markup] = {}
+    if any(one.points for one in compared):
+        plots |= {key: svg(key, partial(_draw_curves, compared, key), width=4.8) for key in ("gold", "proxy")}
     if any(one.gains and one.kl is not None for one in compared):
         plots["gains"] = svg("gains", partial(_draw_gains, compared), width=4.8)
     return page.render(
@@ -280,7 +280,8 @@ def _draw_curves(compared: Sequence[Compared], of: str, ax: Axes) -> None:
         else:
             values = [np.nan if point.proxy is None else point.proxy for point in one.points]
             ax.plot(kl, values, color=one.colour, marker=one.marker, markersize=4, linewidth=1.4)
-    ax.set(xlabel="KL from the starting policy, nats a response", ylabel=f"{of} of the rollouts")
+    label_kl(ax, [point.kl for one in compared for point in one.points])
+    ax.set(ylabel=f"{of} of the rollouts")
     keep_to_rewards(ax)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from policy.run_folder import JudgedRollout, Row, Run
 from policy.tally import PREFIX, CriterionMeans, tallied
 from policy.watching import DECLINE, DIVERGENCE
-from rm.page import number, percent, side, signed_interval
+from rm.page import counted, number, percent, side, signed_interval
 
 _CRITERIA = 3  # of a rollout
 
@@ -79,7 +79,7 @@ def _alarm_in_words(run: Run) -> str:
             "warn": "training was left to go on",
         }[run.config.get("on_alarm", "warn")]
         told.append(f"Gold declined: an alarm at update {declined}, and {then}.")
-    return " ".join(told) or f"No alarm in {len(run.sure_looks)} looks of the judge."
+    return " ".join(told) or f"No alarm in {counted(len(run.sure_looks), 'look')} of the judge."
 
 
 def _kl_in_words(run: Run) -> str:
@@ -99,8 +99,7 @@ def _form_in_words(result: dict[str, Any]) -> str:
 
 def held_out(result: dict[str, Any]) -> str:
     """How many prompts gains are of."""
-    count = result["prompts_evaluated"]
-    return f"{count} held-out prompt{'s' if count > 1 else ''}"
+    return counted(result["prompts_evaluated"], "held-out prompt")
 
 
 def _words(one: Estimated) -> str:

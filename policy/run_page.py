@@ -38,7 +38,7 @@ from policy.run_digest import (
 from policy.run_folder import Row, Run, read_run
 from policy.watching import DECLINE, DIVERGENCE
 from rm import page
-from rm.page import BLUE, INK, ORANGE, legend, mark, number, signed, sparkline, svg, with_band
+from rm.page import BLUE, INK, ORANGE, counted, legend, mark, number, signed, sparkline, svg, with_band
 from rubric_data.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _tiles(run: Run) -> list[Tile]:
     tiles = _now(run) if run.result is None else _gains(run.result)
     tiles.append(Tile("KL spent", number(kl_spent(run), 2), "nats a response, from the starting policy"))
     alarms = [(kind, at) for kind in (DECLINE, DIVERGENCE) if (at := first_alarm(run.rows, kind)) is not None]
-    none = ("none", f"in {len(run.sure_looks)} looks of the judge")
+    none = ("none", f"in {counted(len(run.sure_looks), 'look')} of the judge")
     tiles.append(Tile("Alarm", *((alarms[0][0], f"at update {alarms[0][1]}") if alarms else none)))
     if best := best_row(run.rows):
         hint = f"the judge's reward of the rollouts about update {best['step']}"
@@ -222,9 +222,16 @@ def _draw_against_kl(points: Sequence[Point], result: dict[str, Any] | None, ax:
     if result is not None and None not in (result["kl_final"], result["gold_gain"]["value"]):
         ends = [result["gold_before"], result["gold_after"]]
         draw_estimates(ax, [0.0, result["kl_final"]], ends, ORANGE, "s", "judge, held-out prompts", "none")
-    ax.set(xlabel="KL from the starting policy, nats a response", ylabel="mean reward")
+    label_kl(ax, kl)
+    ax.set(ylabel="mean reward")
     keep_to_rewards(ax)
     legend(ax, "best")
+
+
+def label_kl(ax: Axes, kl: Sequence[float]) -> None:
+    """A horizontal axis of ``kl`` that begins where the policy did."""
+    ax.set(xlabel="KL from the starting policy, nats a response")
+    ax.set_xlim(left=min(0.0, min(kl)) - 0.04 * max(0.0, max(kl)))
 
 
 def keep_to_rewards(ax: Axes) -> None:
@@ -258,4 +265,4 @@ def _draw_line(ax: Axes, rows: Sequence[Row], key: str, colour: str, style: Any,
     steps, values = [row["step"] for row in known], [row[key] for row in known]
     marker = "o" if len(known) <= _MARKED else ""
     ax.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, marker=marker, markersize=3, label=name)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))

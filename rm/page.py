@@ -175,6 +175,11 @@ def side(gap: Mapping[str, float | None], lower_is_better: bool = False) -> str:
     return "ahead" if (low > 0) != lower_is_better else "behind"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 look``, ``2 looks``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(parts: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -122,6 +123,8 @@ def test_what_is_undefined_is_a_dash_or_left_out(tmp_path):
     page = Page(run_page.render(run))
     assert page.open == [] and "–" in page.text and page.tags.count("svg") == 3 + 2  # no KL
     assert "None" not in page.text and not re.search(r"\bnan\b", page.text)
+    page = Page(comparison.render(comparison.compare([run, replace(run, folder=tmp_path / "twin")])))
+    assert page.open == [] and "svg" not in page.tags and "None" not in page.text
 
 
 @pytest.fixture(scope="module")
