@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, OnlineDpoConfig, PolicyConfig, RlooConfig
+from policy.config import (
+    DEMO_SETS,
+    BonConfig,
+    DemoConfig,
+    GrpoConfig,
+    OnlineDpoConfig,
+    PageConfig,
+    PolicyConfig,
+    RlooConfig,
+)
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -315,6 +324,15 @@ STAGES = {
         "Of two rollouts of a prompt the better paid is preferred to the other, by however little; pairs that are paid "
         "the same are left out. Otherwise as `grpo`.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/online-dpo",
+    ),
+    "page": Stage(
+        PageConfig,
+        "policy.comparison:run_page",
+        "The RL commands keep run.html in their folders up to date as they train. Several runs have gold against KL in "
+        "one plot, a table of gains, and the options they differ in.",
+        "--runs '[runs/ppo, runs/grpo]' --output page.html",
+        tabulates=True,
+        quick=True,
     ),
     "demo": Stage(
         DemoConfig,

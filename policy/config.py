@@ -166,3 +166,12 @@ class OnlineDpoConfig(RlConfig):
 
     beta: float = 0.1  # pull to the starting policy: a pair's log-odds for each nat that training sets it apart
     loss: Literal["sigmoid", "ipo"] = "sigmoid"  # of a pair: DPO's; squared distance to 1 / (2 beta) nats apart
+
+
+@dataclass
+class PageConfig:
+    """Make the page of an RL run anew, or put several runs side by side on one page."""
+
+    runs: list[str]  # folders of ppo, grpo, rloo or online-dpo; runs that go on show what they have so far
+    output: str | None = None  # HTML file; unset: run.html in the folder, of one run only
+    overwrite: bool = False  # replace the output if it is there; a run's run.html always is

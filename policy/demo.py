@@ -92,7 +92,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     write_text(folder / "summary.md", markdown(sections))
     console.rule("demo: what came out")
     console.print(render(sections))
-    console.print(f"written: {folder / 'summary.md'}, {folder / 'audit' / 'audit.html'}", soft_wrap=True)
+    pages = (folder / "summary.md", folder / "audit" / "audit.html", folder / "ppo" / "run.html")
+    console.print(f"written: {', '.join(map(str, pages))}", soft_wrap=True)
     return summary
 
 

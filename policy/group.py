@@ -18,7 +18,6 @@ from policy.fallback import go_on
 from policy.prompts import RubricPrompt, prompt_order, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
-    METRICS,
     Cast,
     Row,
     SilentStep,
@@ -165,7 +164,7 @@ def train(
     log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
     if processes().is_main_process:
         watch = gold_watch(config, cast, trainer.model, folder, checkpoint)
-        log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, tell, rows)
+        log = StepLog(config, folder, cast.training, watch, reward.take_rollouts, tell, rows)
     log_first(trainer, log)
     train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
@@ -220,15 +219,9 @@ def run_settings(config: RlConfig, folder: Path) -> dict[str, Any]:
 def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
     """What GRPO and RLOO alone can tell of an update; ``logs`` is TRL's own, whose KL and entropy are per token."""
     tokens = sum(rollout.tokens for rollout in rollouts) / len(rollouts)
-    own: Row = {
+    return {
         "kl": number_of(logs.get("kl"), tokens),
         "entropy": number_of(logs.get("entropy"), tokens),
         "same_reward_share": number_of(logs.get("frac_reward_zero_std")),
         "grad_norm": number_of(logs.get("grad_norm")),
     }
-    return own | criteria_means(logs)
-
-
-def criteria_means(logs: dict[str, float]) -> Row:
-    """The means of `policy.reward.RubricReward` among a trainer's ``logs``."""
-    return {name: number_of(value) for name, value in sorted(logs.items()) if name.startswith("criteria/")}

@@ -13,7 +13,7 @@ from typing import Any
 
 from policy.adapter import Rollout
 from policy.config import OnlineDpoConfig
-from policy.group import RecordedReward, criteria_means, run_by, run_settings
+from policy.group import RecordedReward, run_by, run_settings
 from policy.ppo import TRL_RANGE
 from policy.prompts import prompt_order
 from policy.reward import reward_dataset
@@ -87,4 +87,4 @@ def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
         "same_reward_share": number_of(logs.get("pairs/same_reward")),
         "grad_norm": number_of(logs.get("grad_norm")),
     }
-    return own | criteria_means(logs)
+    return own

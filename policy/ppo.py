@@ -25,7 +25,6 @@ from policy.fallback import go_on
 from policy.ppo_checkpoint import PpoCheckpoints
 from policy.prompts import encode_prompt, prompt_order
 from policy.stage import (
-    METRICS,
     Cast,
     Row,
     SilentStep,
@@ -103,7 +102,7 @@ def train(
     log: StepLog | SilentStep = SilentStep(adapter.take_rollouts)
     if processes().is_main_process:
         watch = gold_watch(config, cast, policy, folder, checkpoint)
-        log = StepLog(config, folder / METRICS, watch, adapter.take_rollouts, describe, rows)
+        log = StepLog(config, folder, cast.training, watch, adapter.take_rollouts, describe, rows)
     log_first(trainer, log)
     trainer.add_callback(
         PpoCheckpoints(trainer, watch, folder / CHECKPOINTS, checkpoint, every=config.save_steps, steps=config.steps)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch.distributed
@@ -17,21 +17,18 @@ from datasets import Dataset
 
 from policy.adapter import Scorer
 from policy.prompts import RubricPrompt
+from policy.tally import CriterionMeans, Tally, merged, tallied
 from rm.config import RewardKind
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
 from rubric_data.formats.base import Message, parse, prompt_messages, transcript
-from rubric_data.records import Criterion, Rubric
+from rubric_data.records import Rubric
 
 Aggregate = Callable[[Rubric, np.ndarray], float]  # from P(met) of the criteria, (K,), to a reward; NaN for none
 Told = str | Sequence[Mapping[str, Any]]  # a prompt or a completion: text, or messages
-Tally = dict[tuple[bool, str], tuple[float, int]]  # (is it a tag, tag or criterion's text) -> sum of P(met), responses
-
-Key = TypeVar("Key")
 
 MODEL, KIND, USE_VERIFIERS = "RUBRIC_RM_MODEL", "RUBRIC_RM_REWARD", "RUBRIC_RM_USE_VERIFIERS"
-MOST_TEXTS = 20  # criteria without a tag that have a metric each; where there are more, all of them share one
-_LONGEST_NAME = 60  # characters of a criterion's text in the name of its metric
+_UNSCORED = (True, "")  # rows without a reward, in a tally: no tag is empty
 
 
 class RubricScoring(Scorer, Protocol):
@@ -52,8 +49,8 @@ class RubricReward:
     the rubric's order; without it the reward is the scorer's own (`rm.scorer.RubricScorer`, its ``reward``).
 
     Metrics, through TRL's hooks: ``criteria/<tag>``, the mean P(met) of the criteria with the tag; those without a tag
-    by their text, or together as ``criteria/other`` once there are more than `MOST_TEXTS`; ``rubric/unscored``, the
-    share of rows without a reward. Means are over all processes. The table of completions has P(met) by criterion id.
+    by their text, or together as ``criteria/other`` once they are many (`policy.tally`); ``rubric/unscored``, the share
+    of rows without a reward. Means are over all processes. The table of completions has P(met) by criterion id.
     """
 
     def __init__(self, scorer: RubricScoring, *, aggregate: Aggregate | None = None) -> None:
@@ -61,14 +58,14 @@ class RubricReward:
         self.scorer = scorer
         self.aggregate = aggregate
         self._rubrics: dict[str, Rubric] = {}
-        self._texts: set[str] = set()  # of criteria without a tag, as far as they were met
+        self._means = CriterionMeans()
 
     def check(self, rubrics: Iterable[str | Mapping[str, Any] | None]) -> None:
         """Read a whole ``rubric`` column before training. Raises UserError at the first that cannot be used."""
         read = [self._read(rubric, f"rubric {place}") for place, rubric in enumerate(rubrics, start=1)]
         known = [rubric for rubric in read if rubric is not None]
         self.scorer.check(known)
-        self._texts.update(one.text for rubric in known for one in rubric.criteria if not one.tags)
+        self._means.expect(known)
 
     def __call__(
         self,
@@ -93,17 +90,16 @@ class RubricReward:
         )
         rewards: list[float | None] = [None] * len(asked)
         told: list[str | None] = [None] * len(asked)
-        tally: Tally = {}
         paid = self._pay([known for _, known in rows], scored)
         for (place, known), one, reward in zip(rows, scored, paid, strict=True):
             rewards[place] = None if math.isnan(reward) else reward
             told[place] = _told(known, one.probs)
-            _add(tally, known, one.probs)
         if log_extra is not None:
             log_extra("criteria", told)
         if log_metric is not None:
-            tally[True, _UNSCORED] = (float(sum(reward is None for reward in rewards)), len(rewards))
-            for name, mean in self._means(_everywhere(tally)).items():
+            tally = tallied((known, one.probs) for (_, known), one in zip(rows, scored, strict=True))
+            tally[_UNSCORED] = (float(sum(reward is None for reward in rewards)), len(rewards))
+            for name, mean in self._metrics(_everywhere(tally)).items():
                 log_metric(name, mean)
         return rewards
 
@@ -127,40 +123,10 @@ class RubricReward:
             return [one.reward for one in scored]
         return [float(self.aggregate(rubric, one.probs)) for rubric, one in zip(rubrics, scored, strict=True)]
 
-    def _means(self, tally: Tally) -> dict[str, float]:
-        """The metrics by name. Every process has to log the same ones, or TRL waits for ever: hence the whole tally."""
-        self._texts.update(text for is_tag, text in tally if not is_tag)
-        named: dict[str, tuple[float, int]] = {}
-        for (is_tag, text), (total, count) in tally.items():
-            name = _metric(text) if is_tag or len(self._texts) <= MOST_TEXTS else "criteria/other"
-            _count(named, name, total, count)
-        return {name: total / count for name, (total, count) in sorted(named.items())}
-
-
-_UNSCORED = ""  # no tag and no criterion's text is empty
-
-
-def _metric(text: str) -> str:
-    if text == _UNSCORED:
-        return "rubric/unscored"
-    return f"criteria/{text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + '…'}"
-
-
-def _keys(criterion: Criterion) -> list[tuple[bool, str]]:
-    return [(True, tag) for tag in dict.fromkeys(criterion.tags)] or [(False, criterion.text)]
-
-
-def _count(sums: dict[Key, tuple[float, int]], key: Key, total: float, count: int) -> None:
-    """Add to the sum and the number that ``sums`` has under ``key``."""
-    before = sums.get(key, (0.0, 0))
-    sums[key] = (before[0] + total, before[1] + count)
-
-
-def _add(tally: Tally, rubric: Rubric, probs_K: np.ndarray) -> None:
-    """Count one response in; criteria without an answer (NaN) are left out."""
-    for criterion, prob in zip(rubric.criteria, probs_K.tolist(), strict=True):
-        for key in [] if math.isnan(prob) else _keys(criterion):
-            _count(tally, key, prob, 1)
+    def _metrics(self, tally: Tally) -> dict[str, float]:
+        """By name. Every process has to log the same ones, or TRL waits for ever: hence the whole tally."""
+        total, count = tally.pop(_UNSCORED)
+        return {**self._means.of(tally), "rubric/unscored": total / count}
 
 
 def _everywhere(tally: Tally) -> Tally:
@@ -169,11 +135,7 @@ def _everywhere(tally: Tally) -> Tally:
         return tally
     tallies: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(tallies, tally)
-    merged: Tally = {}
-    for one in tallies:
-        for key, (total, count) in one.items():
-            _count(merged, key, total, count)
-    return merged
+    return merged(tallies)
 
 
 def _told(rubric: Rubric, probs_K: np.ndarray) -> str:

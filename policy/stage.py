@@ -7,7 +7,8 @@ Owns what the commands share, so that their numbers mean the same. The trainers 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
 tokenizer; of a run without LoRA model/), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl
 and scores.jsonl (the rollouts that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before
-and after), curves.png, result.json; checkpoints/, from which an interrupted run goes on.
+and after), result.json; run.html, which shows it all from the first update on (`policy.run_page`); checkpoints/, from
+which an interrupted run goes on.
 
 Several processes share an update's rollouts. The first alone evaluates, asks the judge, logs and writes, of the
 rollouts of all; the others train, and end when it does.
@@ -50,7 +51,10 @@ from policy.fallback import ASKED, FAILED, asked_row, check_fallback, payer
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
 from policy.reward import RubricScoring
 from policy.rollouts import JudgedRollouts
+from policy.run_folder import METRICS, RESULT, SAMPLES, Row
+from policy.run_page import LivePage, write_page
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
+from policy.tally import CriterionMeans, tallied
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
@@ -60,13 +64,12 @@ from rm.scorer import RubricScorer
 from rm.train import CHECKPOINTS, last_checkpoint
 from rubric_data.config import JudgeConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, start_run, write_json, write_text
+from rubric_data.files import start_run, write_json, write_text
 from rubric_data.io import load_data
 from rubric_data.judges import Judge
 from rubric_data.programmatic import CodeFirst, is_programmatic
 from rubric_data.verifiers import check_verifiers
 
-METRICS = "metrics.jsonl"
 _COUNTS = (
     "steps",
     "batch_size",
@@ -78,8 +81,6 @@ _COUNTS = (
 )
 _FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
 _PATIENCE = timedelta(days=1)  # of processes that wait while the first one evaluates
-_GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
-Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
 
 
 @dataclass(frozen=True)
@@ -230,9 +231,9 @@ def run_around(
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
     }
-    write_samples(folder / "samples.jsonl", before, after)
-    plot(folder / "curves.png", rows)
-    write_json(folder / "result.json", result)
+    write_samples(folder / SAMPLES, before, after)
+    write_json(folder / RESULT, result)
+    write_page(folder)
     return result
 
 
@@ -355,25 +356,28 @@ def train_watched(train: Callable[[], Any]) -> None:
 
 
 class StepLog(TrainerCallback):
-    """One row for each update: into metrics.jsonl at once, into ``rows``, and as a line on the terminal.
+    """One row for each update: into the run's metrics.jsonl at once, into ``rows``, and as a line on the terminal.
 
-    ``take_rollouts`` hands over what was scored since the last call, for ``watch`` to look at; ``describe`` gives what
-    the trainer alone can tell of an update, from TRL's log of it and its rollouts. ``rows`` are of the updates before,
-    where a run goes on. What ``watch`` knows goes into each checkpoint that transformers writes. The numbers of a row
-    join TRL's log, for the reporters.
+    Keeps the run's page up to date, too. ``prompts`` are those trained on. ``take_rollouts`` hands over what was scored
+    since the last call, for ``watch`` to look at; ``describe`` gives what the trainer alone can tell of an update, from
+    TRL's log of it and its rollouts. ``rows`` are of the updates before, where a run goes on. What ``watch`` knows goes
+    into each checkpoint that transformers writes. The numbers of a row join TRL's log, for the reporters.
     """
 
     def __init__(
         self,
         config: RlConfig,
-        path: Path,
+        folder: Path,
+        prompts: Sequence[RubricPrompt],
         watch: GoldWatch,
         take_rollouts: Callable[[], list[Rollout]],
         describe: Callable[[dict[str, float], Sequence[Rollout]], Row],
         rows: Sequence[Row] = (),
     ) -> None:
         self.rows = list(rows)
-        self._config, self._path, self._watch = config, path, watch
+        self._config, self._path, self._watch = config, folder / METRICS, watch
+        self._criteria = CriterionMeans(prompt.rubric for prompt in prompts)
+        self._page = LivePage(folder)
         self._take_rollouts, self._describe = take_rollouts, describe
         self._since = time.perf_counter()
 
@@ -394,13 +398,16 @@ class StepLog(TrainerCallback):
             return
         now = time.perf_counter()
         gold = self._watch.look(state.global_step, rollouts)
-        row = step_row(state.global_step, rollouts, gold, self._describe(logs, rollouts), seconds=now - self._since)
+        met = self._criteria.of(tallied((one.prompt.rubric, one.scored.probs) for one in rollouts))
+        own = self._describe(logs, rollouts) | met
+        row = step_row(state.global_step, rollouts, gold, own, seconds=now - self._since)
         self._since = now
         self.rows.append(row)
         logs.update(reported(row))
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
+        self._since += self._page.refresh()  # which is no part of the next update
         with _telling_the_others():
             self._watch.act()  # after the row, so that the update that ends a run is on record
         if control.should_save:  # before the trainer's files, so that no whole checkpoint lacks it
@@ -487,6 +494,8 @@ def compare(before: PolicyEvaluation, after: PolicyEvaluation, *, seed: int) -> 
         found[f"{name}_before"] = _estimate(mean_estimate(first, seed=seed))
         found[f"{name}_after"] = _estimate(mean_estimate(second, seed=seed))
         found[f"{name}_gain"] = _estimate(paired_difference(first, second, seed=seed))
+    gold_P, proxy_P = after.gold_P - before.gold_P, after.proxy_P - before.proxy_P
+    found["gain_gap"] = _estimate(paired_difference(gold_P, proxy_P, seed=seed))
     for name in ("finished_share", "mean_tokens"):
         found[f"{name}_before"], found[f"{name}_after"] = getattr(before, name), getattr(after, name)
     return found
@@ -512,34 +521,6 @@ def write_samples(path: Path, before: PolicyEvaluation, after: PolicyEvaluation)
         for place, prompt in enumerate(before.prompts)
     ]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Proxy and gold reward, KL, and response length over the updates, as a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: it would choose a window system
-
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    reward, kl, length = figure.subplots(1, 3)
-    panels = (
-        (reward, "mean reward of the rollouts", (("reward/proxy", "reward model"), ("reward/gold", "judge"))),
-        (kl, "KL to the starting policy (nats a response)", (("kl", ""),)),
-        (length, "tokens a response", (("response_tokens", ""),)),
-    )
-    steps = [row["step"] for row in rows]
-    for axes, title, lines in panels:
-        for key, label in lines:
-            heights = [math.nan if row[key] is None else row[key] for row in rows]
-            dashes = "--" if key == "reward/gold" else "-"  # so that one line shows under the other
-            axes.plot(steps, heights, dashes, marker="o", markersize=3, label=label)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("update")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    low, high = ([math.nan if row[key] is None else row[key] for row in rows] for key in _GOLD_LIMITS)
-    reward.fill_between(steps, low, high, color="C1", alpha=0.15, linewidth=0)
-    reward.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _mean(values: Iterable[float]) -> float | None:

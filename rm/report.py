@@ -14,12 +14,30 @@ from rich.table import Table
 from rich.text import Text
 
 from rm import page
-from rm.page import BLUE, DASHED, GREY, INK, ORANGE, clip, number, percent, short, signed, svg, with_interval
+from rm.page import (
+    BLUE,
+    DASHED,
+    GREY,
+    INK,
+    ORANGE,
+    clip,
+    cut,
+    legend,
+    listed,
+    mark,
+    number,
+    percent,
+    short,
+    side,
+    signed_interval,
+    svg,
+    with_band,
+    with_interval,
+)
 
 _MODEL, _RAW = "model", "model (raw)"
 _CRITERIA, _LEAST_VERDICTS = 15, 10  # criteria shown on the page, and verdicts that one needs for it
 _GENERATORS = 12  # of the plot
-_NAME = 28  # characters of a name in a plot
 
 _HEADLINES = (
     ("Criterion AUROC", "criterion", "auroc", "a met verdict scored above an unmet one; chance is 0.5"),
@@ -158,7 +176,7 @@ def _verdict(result: dict[str, Any]) -> list[str]:
     if auroc["value"] is not None and best is not None:
         theirs = result["predictors"][best]["criterion"]["auroc"]["value"]
         gap = result["model_minus"][best]["auroc"]
-        numbers = f"AUROC {number(auroc['value'])} against {number(theirs)}, {_gap(gap)}"
+        numbers = f"AUROC {number(auroc['value'])} against {number(theirs)}, {signed_interval(gap)}"
         said.append(f"It tells met from unmet criteria {_than(gap)} the strongest baseline, {best}: {numbers}.")
     tail = ours["reward"]["tail_pair_accuracy"]["half"]
     if tail["value"] is not None:
@@ -177,9 +195,9 @@ def _beside(result: dict[str, Any], name: str) -> str:
     found: dict[str, list[str]] = {"ahead": [], "behind": [], "": []}
     for row in _versus_rows(result, name):
         if row["title"] in _IN_WORDS and row["minus"]["value"] is not None:
-            found[row["side"]].append(f"{row['title']} ({_gap(row['minus'])})")
-    parts = [f"the model is {side} in {_list(found[side])}" for side in ("ahead", "behind") if found[side]]
-    parts += [f"the two cannot be told apart in {_list(found[''])}"] if found[""] else []
+            found[row["side"]].append(f"{row['title']} ({signed_interval(row['minus'])})")
+    parts = [f"the model is {where} in {listed(found[where])}" for where in ("ahead", "behind") if found[where]]
+    parts += [f"the two cannot be told apart in {listed(found[''])}"] if found[""] else []
     return f"Beside {name}, {'; '.join(parts) or 'nothing can be compared'}."
 
 
@@ -187,24 +205,8 @@ def _beside_all(result: dict[str, Any]) -> list[str]:
     return [_beside(result, name) for name in result["others"]]
 
 
-def _list(parts: Sequence[str]) -> str:
-    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-
-
-def _side(gap: dict[str, Any], lower_is_better: bool = False) -> str:
-    """Whether a difference says "ahead" or "behind"; "" where its interval holds zero, or there is none."""
-    if gap["low"] is None or gap["low"] <= 0 <= gap["high"]:
-        return ""
-    return "ahead" if (gap["low"] > 0) != lower_is_better else "behind"
-
-
 def _than(gap: dict[str, Any]) -> str:
-    return {"ahead": "better than", "behind": "worse than", "": "not measurably better than"}[_side(gap)]
-
-
-def _gap(gap: dict[str, Any]) -> str:
-    ends = "" if gap["low"] is None else f" [{signed(gap['low'])}, {signed(gap['high'])}]"
-    return f"{signed(gap['value'])}{ends}"
+    return {"ahead": "better than", "behind": "worse than", "": "not measurably better than"}[side(gap)]
 
 
 def _ends(one: dict[str, Any], scale: float) -> str:
@@ -223,7 +225,7 @@ def _versus_rows(result: dict[str, Any], other: str) -> list[dict[str, Any]]:
         sizes = [key for key, found in result["selection"][kind].items() if found["prompts"]]
         rows += [(f"{title} {n}", *(one["reward"][kind][n] for one in pair), minus[kind][n], lower) for n in sizes]
     return [
-        {"title": title, "ours": ours, "theirs": theirs, "minus": gap, "side": _side(gap, lower), "lower": lower}
+        {"title": title, "ours": ours, "theirs": theirs, "minus": gap, "side": side(gap, lower), "lower": lower}
         for title, ours, theirs, gap, lower in rows
     ]
 
@@ -275,7 +277,7 @@ def _draw_forest(ax: Axes, predictors: dict[str, Any], kind: str, key: str) -> N
         ax.plot(one["value"], height, "o", color=colour, markersize=6)
         ax.annotate(f"{one['value']:.3f}", (1.02, height), xycoords=("axes fraction", "data"), va="center")
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
-    ax.set_yticks(range(len(names)), [_cut(name) for name in reversed(names)])
+    ax.set_yticks(range(len(names)), [cut(name) for name in reversed(names)])
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
@@ -331,7 +333,7 @@ def _draw_tops(ax: Axes, predictors: dict[str, Any], beside: str) -> None:
             _with_defined(ax, np.arange(len(found)) + shift, found, colour, marker, name)
     ax.set_xticks(range(len(tops) + 1), [*(f"top {top}" for top in tops), "all"])
     ax.set(ylabel="pair accuracy", ylim=(0, 1.03), xlim=(-0.5, len(tops) + 0.5))
-    _legend(ax, "lower right")
+    legend(ax, "lower right")
 
 
 def _generator_plots(rows: dict[str, Any]) -> dict[str, Markup]:
@@ -351,7 +353,7 @@ def _draw_bias(ax: Axes, biases: dict[str, dict[str, Any]]) -> None:
         if one["low"] is not None:
             ax.plot([one["low"], one["high"]], [height, height], color=BLUE, linewidth=2, solid_capstyle="round")
         ax.plot(one["value"], height, "o", color=BLUE, markersize=6)
-    ax.set_yticks(range(len(biases)), [_cut(name) for name in reversed(biases)])
+    ax.set_yticks(range(len(biases)), [cut(name) for name in reversed(biases)])
     ax.set(xlabel="model's reward minus the judge's", ylim=(-0.6, len(biases) - 0.4))
     ax.tick_params(axis="y", length=0)
 
@@ -386,7 +388,7 @@ def _draw_regret(ax: Axes, result: dict[str, Any], beside: str | None) -> None:
     ax.set_xticks(range(len(by_chance)), list(by_chance))
     ax.set(xlabel="best of n", ylabel="judge's reward lost", xlim=(-0.5, len(by_chance) - 0.5))
     ax.set_ylim(bottom=0)
-    _legend(ax, "upper left")
+    legend(ax, "upper left")
 
 
 def _edit_plots(found: dict[str, Any] | None) -> dict[str, Markup]:
@@ -411,7 +413,7 @@ def _draw_edits(ax: Axes, edits: dict[str, Any]) -> None:
     ax.set_yticks(range(len(edits)), list(reversed(edits)))
     ax.set(xlabel="change of the mean reward", ylim=(-0.6, len(edits) - 0.4))
     ax.tick_params(axis="y", length=0)
-    _legend(ax, "best")
+    legend(ax, "best")
 
 
 def _with_defined(
@@ -420,11 +422,6 @@ def _with_defined(
     """`_with_bars` of what is defined."""
     defined = [place for place, one in enumerate(estimates) if one["value"] is not None]
     _with_bars(ax, x[defined], [estimates[place] for place in defined], colour, marker, name)
-
-
-def _legend(ax: Axes, place: str) -> None:
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc=place)
 
 
 def _forecast_plots(forecast: dict[str, Any]) -> dict[str, Markup]:
@@ -443,21 +440,12 @@ def _draw_forecast(ax: Axes, forecast: dict[str, Any]) -> None:
     reached = sum(row["reliable"] for row in rows)
     kl = [row["kl"]["value"] for row in rows]
     for key, name, colour, style in (("proxy", _MODEL, BLUE, "-"), ("gold", "judge", INK, (0, (4, 2)))):
-        _with_band(ax, kl[:reached], [row[key] for row in rows[:reached]], colour, style, name)
+        with_band(ax, kl[:reached], [row[key] for row in rows[:reached]], colour, style, name)
         beyond = slice(max(reached - 1, 0), None)
         values = [row[key]["value"] for row in rows[beyond]]
         ax.plot(kl[beyond], values, color=colour, linewidth=1, linestyle=(0, (1, 2)), alpha=0.6)
     if forecast["turn"]["outcome"] == "turns":
-        ax.axvline(forecast["turn"]["kl"]["value"], color=ORANGE, linewidth=1)
-        ax.annotate(
-            "gold turns",
-            (forecast["turn"]["kl"]["value"], 0.01),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 0),
-            textcoords="offset points",
-            fontsize=8,
-            color=ORANGE,
-        )
+        mark(ax, forecast["turn"]["kl"]["value"], "gold turns")
     ax.set(xlabel="KL from the base policy, nats", ylabel="expected reward")
     ax.legend(loc="upper left")
 
@@ -465,22 +453,13 @@ def _draw_forecast(ax: Axes, forecast: dict[str, Any]) -> None:
 def draw_best_of_n(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Expected rewards of the best of n; of the judge only where there are its rewards."""
     sizes = [row["n"] for row in rows]
-    _with_band(ax, sizes, [row["proxy"] for row in rows], BLUE, "-", "model, of its choice")
+    with_band(ax, sizes, [row["proxy"] for row in rows], BLUE, "-", "model, of its choice")
     if rows[0]["gold"]["value"] is not None:
-        _with_band(ax, sizes, [row["gold"] for row in rows], INK, (0, (4, 2)), "judge, of the same choice")
+        with_band(ax, sizes, [row["gold"] for row in rows], INK, (0, (4, 2)), "judge, of the same choice")
         best = [row["best_gold"]["value"] for row in rows]
         ax.plot(sizes, best, color=GREY, linewidth=1, label="judge, of its own choice")
     ax.set(xlabel="n, responses to choose from", ylabel="expected reward of the best")
     ax.legend(loc="lower right")
-
-
-def _with_band(
-    ax: Axes, x: Sequence[float], estimates: Sequence[dict[str, Any]], colour: str, style: Any, name: str
-) -> None:
-    ax.plot(x, [one["value"] for one in estimates], color=colour, linestyle=style, linewidth=1.4, label=name)
-    if all(one["low"] is not None for one in estimates):
-        low, high = [one["low"] for one in estimates], [one["high"] for one in estimates]
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _with_bars(
@@ -489,16 +468,10 @@ def _with_bars(
     for place, one in zip(x, estimates, strict=True):
         if one["low"] is not None:
             ax.plot([place, place], [one["low"], one["high"]], color=colour, linewidth=1.4, alpha=0.6)
-    style, label = "-" if line else "none", _cut(name)
+    style, label = "-" if line else "none", cut(name)
     ax.plot(
         x, [one["value"] for one in estimates], color=colour, marker=marker, markersize=5, linestyle=style, label=label
     )
-
-
-def _cut(name: str) -> str:
-    """A name as a plot has room for it."""
-    shown = name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
-    return f" {shown}" if shown.startswith("_") else shown  # a legend passes over labels that begin so
 
 
 def _bin_axis(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:

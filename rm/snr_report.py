@@ -15,10 +15,8 @@ from rich.text import Text
 
 from rm import page
 from rm.bench import TITLES
-from rm.page import BLUE, DASHED, GREY, INK, ORANGE, percent, short, svg, with_interval
+from rm.page import BLUE, COLOURS, DASHED, GREY, INK, MARKERS, ORANGE, percent, short, svg, with_interval
 
-_RUNS = (BLUE, ORANGE, "#3a9b62", "#9a63c4", "#b8860b", "#c4506f", "#2b9aa8", GREY)
-_MARKERS = "osD^vPX*"
 _SHOWN_DECISIONS = 4  # lines in one plot
 _SHOWN_SLICES = 40  # rows of one table
 _WAYS = {
@@ -46,7 +44,7 @@ def render(result: Mapping[str, Any]) -> str:
         titles=TITLES,
         ranked=ranked,
         best=best,
-        colours=[_RUNS[place % len(_RUNS)] for place in range(len(result["runs"]))],
+        colours=[COLOURS[place % len(COLOURS)] for place in range(len(result["runs"]))],
         shown_slices=_SHOWN_SLICES,
         ways=_WAYS,
         plots=plots,
@@ -113,7 +111,7 @@ def _draw_decisions(ax: Axes, metrics: Mapping[str, Any], names: Sequence[str]) 
         points = [(share, value) for share, value in points if value is not None]
         # lines that fall together stay apart by a hair
         x, y = [share for share, _ in points], [value + 0.006 * place for _, value in points]
-        ax.plot(x, y, color=_RUNS[place], marker=_MARKERS[place], markersize=5, linewidth=1.4, label=TITLES[name])
+        ax.plot(x, y, color=COLOURS[place], marker=MARKERS[place], markersize=5, linewidth=1.4, label=TITLES[name])
     ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle=DASHED, zorder=0)
     ax.set(xlabel="share of training", ylabel="decision accuracy", ylim=(-0.03, 1.06), xlim=(0, 1.04))
     ax.legend(loc="lower right")
@@ -122,7 +120,7 @@ def _draw_decisions(ax: Axes, metrics: Mapping[str, Any], names: Sequence[str]) 
 def _draw_curves(result: Mapping[str, Any], name: str, ax: Axes) -> None:
     for place, (run, curve) in enumerate(zip(result["runs"], result["metrics"][name]["runs"], strict=True)):
         points = [(step, value) for step, value in zip(run["steps"], curve["values"], strict=True) if value is not None]
-        colour, marker = _RUNS[place % len(_RUNS)], _MARKERS[place % len(_MARKERS)]
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         x, y = [step for step, _ in points], [value for _, value in points]
         ax.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.2)
         if curve["mean"] is not None:

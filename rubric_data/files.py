@@ -105,7 +105,7 @@ def start_run(
             otherwise = "" if resume is None else ", or add --resume true to go on"
             raise UserError(f"{folder}: holds a run already; choose another --output{otherwise}")
         before = json.loads(stored.read_text(encoding="utf-8"))
-        old, new = _flat(before), _flat(settled)
+        old, new = flat(before), flat(settled)
         changed = sorted(key for key in {*old, *new}.difference(free) if old.get(key) != new.get(key))
         if changed:
             told = ", ".join(f"{key} is {new.get(key)!r:.60} and was {old.get(key)!r:.60}" for key in changed)
@@ -143,9 +143,9 @@ def without(config: dict[str, Any], hidden: Collection[str], prefix: str = "") -
     }
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of ``config`` by dotted key."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found

@@ -84,7 +84,7 @@ def test_recipes_templates_and_embedded_data_come_from_the_wheel(environment, tm
         "import configs, jinja2, rm, rubric_data\n"
         "from rubric_data.io import load_data\n"
         "print(configs.recipe_path('quickstart'))\n"
-        "for package in ('rm', 'rubric_data'):\n"
+        "for package in ('rm', 'policy', 'rubric_data'):\n"
         "    assert jinja2.PackageLoader(package, 'templates').list_templates(), package\n"
         "print(len(load_data('builtin')))\n"
     )

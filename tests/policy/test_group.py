@@ -82,7 +82,7 @@ def test_two_updates_end_to_end(method, command, tmp_path, tiny_backbone, capsys
     assert (result["steps"], result["prompts_trained"], result["prompts_evaluated"]) == (2, 3, 1)
     assert capsys.readouterr().out.count("/2  proxy 0.") == 2
     names = {path.name for path in run.iterdir()}
-    assert {"adapter", "checkpoints", "config.json", "curves.png", "metrics.jsonl", "samples.jsonl"} < names
+    assert {"adapter", "checkpoints", "config.json", "metrics.jsonl", "run.html", "samples.jsonl"} < names
     base = AutoModelForCausalLM.from_pretrained(tiny_backbone)
     inputs = AutoTokenizer.from_pretrained(run / "adapter")("Name fruit", return_tensors="pt")
     before = base(**inputs).logits
@@ -144,13 +144,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_pa
 
 def test_a_row_of_metrics_by_hand():
     rollouts = [rollout(PROMPT, "a", 0.5), rollout(PROMPT, "b", math.nan, 4, False)]
-    logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan, "criteria/tone": 0.75}
+    logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan}
     assert describe({**logs, "reward": 0.5}, rollouts) == {
         "kl": 1.5,
         "entropy": 6.0,
         "same_reward_share": 0.25,
         "grad_norm": None,
-        "criteria/tone": 0.75,
     }
     assert describe({}, rollouts)["kl"] is None  # with kl_coef 0, TRL measures none
 

@@ -87,11 +87,11 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
         "best",
         "checkpoints",
         "config.json",
-        "curves.png",
         "judged.jsonl",
         "metrics.jsonl",
         "origin.json",
         "result.json",
+        "run.html",
         "samples.jsonl",
         "scores.jsonl",
     ]
@@ -101,6 +101,8 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     for row in rows:
         assert 0 < row["reward/proxy"] < 1
         assert row["reward/paid"] == row["reward/proxy"]  # the default
+        met = (row["criteria/has no comma"] + row["criteria/is friendly"]) / 2
+        assert row["reward/proxy"] == pytest.approx(met)
         assert row["reward/gold_low"] < row["reward/gold"] < row["reward/gold_high"]
         assert row["reward/divergence"] == pytest.approx(row["reward/proxy"] - row["reward/gold"])
         assert 1 <= row["response_tokens"] <= 6
@@ -112,6 +114,7 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     assert json.loads((run / "result.json").read_text()) == result
     assert (result["prompts_trained"], result["prompts_evaluated"]) == (4, 2)
     assert (result["criteria"], result["criteria_by_code"]) == (12, 6)
+    assert "On 2 held-out prompts the judge" in (run / "run.html").read_text(encoding="utf-8")
     gain = result["gold_after"]["value"] - result["gold_before"]["value"]
     assert result["gold_gain"]["value"] == pytest.approx(gain)
     samples = read_lines(run / "samples.jsonl")
@@ -343,6 +346,7 @@ def test_the_two_evaluations_are_paired_by_prompt():
     found = stage.compare(evaluation([0.0, 0.5, 0.25]), evaluation([0.25, 0.75, 0.5]), seed=0)
     assert found["gold_gain"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
     assert found["gold_before"]["value"] == 0.25
+    assert found["gain_gap"] == pytest.approx({"value": -0.25, "low": -0.25, "high": -0.25})
     assert found["proxy_gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert found["mean_tokens_after"] == 5.0
 

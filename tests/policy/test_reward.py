@@ -13,6 +13,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from policy import reward as module
 from policy.reward import RubricReward, completion_text, from_environment, prompt_text
+from policy.tally import MOST_TEXTS
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
@@ -127,7 +128,7 @@ def test_an_aggregation_takes_the_place_of_the_scorers_reward():
 def test_many_texts_share_one_metric_and_a_check_knows_them_from_the_start():
     rubrics = [
         Rubric(criteria=(Criterion(id="x", text=f"{number} " + "long " * 30),)).model_dump_json()
-        for number in range(module.MOST_TEXTS + 1)
+        for number in range(MOST_TEXTS + 1)
     ]
     hooks, script = Hooks(), Script()
     few = RubricReward(script)

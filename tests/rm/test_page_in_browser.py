@@ -34,18 +34,22 @@ def shown(folder, dark):
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("dark", [False, True])
-def test_page_fits_its_window_and_says_nothing_on_the_console(tmp_path, dark):
-    page = render(result(HOSTILE + "x" * 300, others=OTHERS))
-    (tmp_path / "audit.html").write_text(page.replace("</body>", f"{REPORT}</body>"), encoding="utf-8")
-    frames = [f'<iframe src="audit.html" width="{width}" height="900" style="border: 0"></iframe>' for width in WIDTHS]
-    (tmp_path / "holder.html").write_text(HOLDER + "".join(frames), encoding="utf-8")
-    text, console = shown(tmp_path, dark)
+def check_in_browser(page, folder, dark):
+    """Assert that the HTML ``page`` fits windows of both widths, follows the theme, and logs nothing."""
+    (folder / "page.html").write_text(page.replace("</body>", f"{REPORT}</body>"), encoding="utf-8")
+    frames = [f'<iframe src="page.html" width="{width}" height="900" style="border: 0"></iframe>' for width in WIDTHS]
+    (folder / "holder.html").write_text(HOLDER + "".join(frames), encoding="utf-8")
+    text, console = shown(folder, dark)
     assert console == []
     told = re.findall(r"told (\d+) (\d+) rgb\((\d+).*?\) rgb\((\d+).*?\) end", text)
     assert sorted(int(width) for width, *_ in told) == sorted(WIDTHS)
     for width, needed, page_red, ink_red in told:
         assert int(needed) <= int(width)
         assert (int(page_red) < 64 and int(ink_red) > 192) == dark
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_fits_its_window_and_says_nothing_on_the_console(tmp_path, dark):
+    check_in_browser(render(result(HOSTILE + "x" * 300, others=OTHERS)), tmp_path, dark)
