@@ -79,7 +79,7 @@ def build_trainer(config: OnlineDpoConfig, folder: Path, cast: Cast, reward: Rec
 
 def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
     """What online DPO alone can tell of an update; ``logs`` is TRL's own, whose KL and entropy are per rollout."""
-    own: Row = {
+    return {
         "kl": number_of(logs.get("objective/kl")),
         "entropy": number_of(logs.get("objective/entropy")),
         "loss": number_of(logs.get("loss")),
@@ -87,4 +87,3 @@ def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
         "same_reward_share": number_of(logs.get("pairs/same_reward")),
         "grad_norm": number_of(logs.get("grad_norm")),
     }
-    return own

@@ -18,12 +18,8 @@ from rubric_data.reward import rubric_reward
 
 METRICS, SAMPLES, RESULT = "metrics.jsonl", "samples.jsonl", "result.json"
 Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
-_METHODS = {
-    "ppo_epochs": "PPO",
-    "scale_rewards": "GRPO",
-    "normalise": "RLOO",
-    "beta": "online DPO",
-}  # by an option that it alone has
+# by an option that it alone has
+_METHODS = {"ppo_epochs": "PPO", "scale_rewards": "GRPO", "normalise": "RLOO", "beta": "online DPO"}
 
 
 @dataclass(frozen=True)

@@ -131,14 +131,13 @@ def test_a_trl_without_it_is_told(command, tmp_path, monkeypatch, capsys):
 
 def test_a_row_of_metrics_by_hand():
     logs = {"objective/kl": 1.5, "objective/entropy": 30.0, "loss": 0.5, "pairs/margin": 0.25, "grad_norm": math.nan}
-    assert describe({**logs, "pairs/same_reward": 0.5, "criteria/tone": 0.75, "rewards/margins": 3.0}, []) == {
+    assert describe({**logs, "pairs/same_reward": 0.5, "rewards/margins": 3.0}, []) == {
         "kl": 1.5,
         "entropy": 30.0,
         "loss": 0.5,
         "pair_margin": 0.25,
         "same_reward_share": 0.5,
         "grad_norm": None,
-        "criteria/tone": 0.75,
     }
 
 
