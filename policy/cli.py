@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
+from policy.config import DEMO_SETS, BonConfig, CurriculumConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
     REFINE_SETS,
@@ -286,6 +286,15 @@ STAGES = {
         "as `grpo`.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/rloo",
     ),
+    "curriculum": Stage(
+        CurriculumConfig,
+        "policy.curriculum:run_curriculum",
+        "The stages are written in the --config file. Where a stage ends, the next one begins, and that is its "
+        "reference, too. Before a stage its prompts may be filtered by what the policy earns on them. All are measured "
+        "on the same held-out prompts, whole and by family. Finished stages are not run again: --resume true goes on.",
+        "--config curriculum --output runs/curriculum",
+        tabulates=True,
+    ),
     "demo": Stage(
         DemoConfig,
         "policy.demo:run_demo",
@@ -474,6 +483,7 @@ _KNOWN_WARNINGS = (
     r"You are importing from 'trl.experimental'",
     r"`is_gradient_checkpointing` is deprecated",  # peft asks transformers by the old name
     r"`gradient_checkpointing` is deprecated",  # so does trl
+    r"Could not find a config file in .* will assume that the vocabulary",  # peft, of an adapter below another
 )
 _KNOWN_LOGS = (
     ("transformers.generation.utils", "Passing `generation_config` together with"),  # trl's PPO does

@@ -57,7 +57,6 @@ def run_rloo(config: RlooConfig) -> dict[str, Any]:
 
 
 def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
-    check(config, ("save_steps",))
     check_groups(config)
     cast = load(config)
     require_pad(cast.tokenizer)
@@ -68,7 +67,8 @@ def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
 
 
 def check_groups(config: GroupConfig) -> None:
-    """Raise UserError where an update would not hold whole groups."""
+    """Raise UserError on values that would fail later, and where an update would not hold whole groups."""
+    check(config, ("save_steps",))
     if config.group_size < 2:
         raise UserError(f"group_size: must be at least 2, got {config.group_size}; a group is what rewards compare")
     if config.batch_size % config.group_size:

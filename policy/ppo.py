@@ -50,12 +50,17 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     steps and seconds.
     Raises UserError on bad input, before anything is written.
     """
-    require_trl()
-    check(config, ("ppo_epochs", "critic_layers"))
+    check_ppo(config)
     cast = load(config)
     adapter = RubricRewardAdapter(cast.scorer, cast.tokenizer, cast.training, cast.rewards)
     folder = start_run(config.output, asdict(config))
     return run_around(config, cast, folder, lambda: train(config, folder, cast, adapter))
+
+
+def check_ppo(config: PolicyConfig) -> None:
+    """Raise UserError on values that would fail later, and if the installed TRL has no PPO."""
+    require_trl()
+    check(config, ("ppo_epochs", "critic_layers"))
 
 
 def require_trl() -> ModuleType:
