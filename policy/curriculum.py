@@ -13,7 +13,7 @@ import gc
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -41,8 +41,8 @@ from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse
 from rubric_data.verifiers import check_verifiers
 
-_CHECKS: dict[str, Any] = {"ppo": check_ppo, "grpo": check_groups, "rloo": check_groups}
-_RUNS: dict[str, Any] = {"ppo": run_ppo, "grpo": run_grpo, "rloo": run_rloo}
+_CHECKS: dict[str, Callable[[Any], None]] = {"ppo": check_ppo, "grpo": check_groups, "rloo": check_groups}
+_RUNS: dict[str, Callable[[Any], Any]] = {"ppo": run_ppo, "grpo": run_grpo, "rloo": run_rloo}
 _LAST = "result.json"  # of a run folder: it is written when all else is
 _FREE = ("policy", "eval_prompts", "families", "stages")  # each stage sees to its own on --resume
 
@@ -62,7 +62,7 @@ def run_curriculum(config: CurriculumConfig) -> dict[str, Any]:
     del resolved["common"]  # each stage has its part of it
     folder = start_run(config.output, resolved, resume=config.resume, free=_FREE)
     held_out = all_held_out(parts)
-    _settle_held_out(folder / "held_out.jsonl", held_out)
+    settle_held_out(folder / "held_out.jsonl", held_out)
     del resolved["resume"]
     write_json(folder / CONFIG_NAME, resolved)  # stages to come may be others than when it began
 
@@ -74,14 +74,14 @@ def run_curriculum(config: CurriculumConfig) -> dict[str, Any]:
             chosen.append(prepare(stage, part, held_out))
             train(stage, console)
     members = families(held_out, config.families, stages, parts)
-    report = summarise(
-        [outcome(stage, counts, held_out) for stage, counts in zip(stages, chosen, strict=True)],
-        members,
-        by=config.families,
-        differing=differing(stages),
-    )
+    outcomes = [outcome(stage, counts, held_out) for stage, counts in zip(stages, chosen, strict=True)]
+    report = {
+        **summarise(outcomes, members, by=config.families, differing=differing(stages)),
+        "policy": str(stages[-1].folder / "adapter"),
+    }
     write_json(folder / "curriculum.json", report)
     show(report)
+    console.print(f"policy: {report['policy']}, report: {folder / 'curriculum.json'}", soft_wrap=True)
     return report
 
 
@@ -202,7 +202,7 @@ def _terms(stage: PlannedStage) -> dict[str, Any]:
     }
 
 
-def _settle_held_out(path: Path, held_out: Sequence[JudgedResponse]) -> None:
+def settle_held_out(path: Path, held_out: Sequence[JudgedResponse]) -> None:
     """Write the held-out prompts; raise UserError if other ones were there."""
     if not path.is_file():
         write_judged(path, held_out)

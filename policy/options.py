@@ -208,7 +208,7 @@ def from_content(
     missing = [key for key, option in options.items() if option.default is dataclasses.MISSING and key not in given]
     if missing:
         raise UserError(f"{where}: '{missing[0]}' is missing ({options[missing[0]].help}); give it")
-    return _build(config_class, given | own)
+    return _build(config_class, {**given, **own})
 
 
 def check_content(

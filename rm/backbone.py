@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -124,7 +125,7 @@ def load_causal_lm(name: str, *, dtype: torch.dtype = torch.float32, attention: 
     model = load_causal_lm(base, dtype=dtype, attention=attention)
     try:
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"adapter {name}: cannot be put on its base {base} ({reason}); give the adapter of a run"

@@ -1,6 +1,7 @@
 """Curricula on a random model, through the command line: two stages, a filter between, a stop in the middle."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,20 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy import curriculum, group
 from policy.cli import main
-from policy.config import CurriculumConfig, GrpoConfig
+from policy.config import CurriculumConfig, GrpoConfig, PromptChoice
 from policy.curriculum_report import Outcome, family_rows, read_rewards, stage_rows, summarise
 from policy.options import build_parser, parse
 from policy.plan import plan
-from policy.stage_prompts import StagePrompts
+from policy.stage_prompts import StagePrompts, gather
 from rm.backbone import load_causal_lm
 from rm.scorer import RubricScorer
+from rubric_data.errors import UserError
+from rubric_data.files import start_run
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
 
@@ -93,8 +97,12 @@ def read_json(path):
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def test_two_stages_end_to_end_with_a_filter_between(run, tmp_path, tiny_backbone, capsys):
-    assert run() == 0
+def test_two_stages_end_to_end_with_a_filter_between(run, recipe, tmp_path, tiny_backbone, capsys):
+    recipe["stages"][1]["filter"]["min_spread"] = 0.5
+    assert run() == 2
+    assert "stage 2 (tone): " in (told := capsys.readouterr().err) and "no prompt is left" in told
+    recipe["stages"][1]["filter"]["min_spread"] = 0
+    assert run("--resume", "true") == 0
     folder = tmp_path / "run"
     report = read_json(folder / "curriculum.json")
     first, second = report["stages"]
@@ -112,7 +120,7 @@ def test_two_stages_end_to_end_with_a_filter_between(run, tmp_path, tiny_backbon
         assert own["families"]["tone"]["after"]["value"] == pytest.approx(np.mean(golds[2:]), abs=1e-6)
     assert report["whole"]["gold"]["before"] == first["gold"]["before"]
     assert report["whole"]["gold"]["after"] == second["gold"]["after"]
-    assert report["differing"] == []
+    assert report["differing"] == [] and report["policy"] == str(folder / "2-tone" / "adapter")
 
     settings = read_json(folder / "2-tone" / "config.json")
     assert settings["policy"] == str(folder / "1-form" / "adapter")
@@ -174,23 +182,38 @@ def test_an_interrupted_curriculum_goes_on_where_it_was(run, recipe, tmp_path, m
     assert read_json(tmp_path / "run" / "curriculum.json") == report
 
 
-def test_a_stage_that_cannot_go_on_begins_anew_and_a_filter_that_failed_may_be_widened(run, recipe, tmp_path, capsys):
-    recipe["stages"][1]["filter"] = {"samples": 2, "min_spread": 0.5}
-    assert run() == 2
-    assert "stage 2 (tone): " in (told := capsys.readouterr().err) and "no prompt is left" in told
-    recipe["stages"][1]["filter"]["min_spread"] = 0
-    assert run("--resume", "true") == 0
-    second = tmp_path / "run" / "2-tone"
-    (second / "result.json").unlink()
-    (tmp_path / "run" / "curriculum.json").unlink()
-    assert run("--resume", "true") == 0
-    assert len((second / "metrics.jsonl").read_text().splitlines()) == 1
-    recipe["stages"][1]["filter"]["samples"] = 3
-    assert run("--resume", "true") == 2
-    assert "filter.samples is 3 and was 2" in capsys.readouterr().err
-    recipe["stages"] = recipe["stages"][:1]
-    assert run("--resume", "true") == 2
-    assert "the held-out prompts were others when this curriculum began" in capsys.readouterr().err
+def test_what_is_done_is_not_done_again_nor_otherwise(recipe, tmp_path, monkeypatch):
+    config = CurriculumConfig(**recipe)
+    first, second = plan(config)
+    ran = []
+    monkeypatch.setattr(curriculum, "_RUNS", {name: ran.append for name in ("grpo", "ppo")})
+
+    def leave(stage, *files):
+        start_run(stage.folder, asdict(stage.run))
+        for name in files:
+            (stage.folder / name).touch()
+
+    leave(first, "result.json")
+    leave(second, "metrics.jsonl")
+    for stage in (first, second):
+        curriculum.train(stage, Console())
+    assert ran == [second.run] and first.run.resume
+    goes_on = getattr(second.run, "resume", False)  # else it begins anew
+    assert (second.folder / "metrics.jsonl").exists() is goes_on
+
+    part, *_ = gather([first, second], None)
+    counts = curriculum.prepare(first, part, part.held_out)
+    assert counts == {"chosen": 4, "kept": 4, "dropped": {}} == curriculum.prepare(first, part, part.held_out)
+    for change in ({"run": replace(first.run, steps=9)}, {"prompts": PromptChoice(tags=["x"])}):
+        other = replace(first, **change)
+        with pytest.raises(UserError, match=r"cannot resume, as (steps is 9 and was 1|prompts.tags is \['x'\])"):
+            curriculum.prepare(other, part, part.held_out)
+            curriculum.train(other, Console())
+
+    curriculum.settle_held_out(tmp_path / "held_out.jsonl", part.held_out)
+    curriculum.settle_held_out(tmp_path / "held_out.jsonl", part.held_out)
+    with pytest.raises(UserError, match="the held-out prompts were others when this curriculum began"):
+        curriculum.settle_held_out(tmp_path / "held_out.jsonl", part.held_out[:1])
 
 
 TONE_STAGE = "stage 2 (tone)"
