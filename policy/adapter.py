@@ -8,7 +8,6 @@ itself is `rm.scorer`; the value model is `policy.critic`.
 ids, so the rubric is found by the prompt's ids.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,26 +36,33 @@ class Scorer(Protocol):
 class Rollout:
     """One response of the policy as the reward model saw it.
 
-    ``reward`` in [0, 1], NaN where the scorer gave none; ``tokens`` counts the end token; ``finished``: whether
-    the response has one. ``paid`` is what the trainer gets, NaN likewise: the same, unless the aggregation says
-    otherwise. ``doubt``: standard deviation of ``reward`` by the model's posterior, NaN without one.
+    ``tokens`` counts the end token; ``finished``: whether the response has one. ``paid`` is what the trainer gets, NaN
+    for nothing: `reward`, unless the aggregation says otherwise.
     """
 
     prompt: RubricPrompt
     response: str
-    reward: float
+    scored: Scored
     tokens: int
     finished: bool
     paid: float
-    doubt: float = math.nan
 
     @classmethod
     def of(
         cls, prompt: RubricPrompt, response: str, ids: Sequence[int], scored: Scored, paid: float, end_token: int | None
     ) -> Self:
-        """The rollout of ``ids``, whose text is ``response``, as ``scored``; ``paid`` is NaN for no reward."""
-        doubt = math.nan if scored.doubt is None else scored.doubt.reward
-        return cls(prompt, response, scored.reward, len(ids), end_token in ids, paid, doubt)
+        """The rollout of ``ids``, whose text is ``response``, as ``scored``."""
+        return cls(prompt, response, scored, len(ids), end_token in ids, paid)
+
+    @property
+    def reward(self) -> float:
+        """The scorer's, in [0, 1]; NaN where it gave none."""
+        return self.scored.reward
+
+    @property
+    def doubt(self) -> float:
+        """Standard deviation of `reward` by the model's posterior; NaN without one."""
+        return math.nan if self.scored.doubt is None else self.scored.doubt.reward
 
 
 class RubricRewardAdapter(nn.Module):
@@ -67,7 +73,8 @@ class RubricRewardAdapter(nn.Module):
 
     It has no parameters and nothing to save. A row's reward stands at every position, so whichever TRL picks is right.
     A reward that is NaN (every criterion masked) is replaced by the mean of its batch, which pushes the policy
-    nowhere; `Rollout.reward` keeps the NaN, so that it can be counted.
+    nowhere; `Rollout.reward` keeps the NaN, so that it can be counted. With ``mask_unfinished`` so is what a response
+    without end token would be paid; `Rollout.paid` is then NaN.
 
     Raises UserError on a prompt with two rubrics, on a tokenizer whose pad token is its end token, on a prompt
     that holds the pad token, and if one prompt's ids start another's.
@@ -81,11 +88,17 @@ class RubricRewardAdapter(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[RubricPrompt],
         rewards: StepRewards | None = None,
+        *,
+        mask_unfinished: bool = False,
     ) -> None:
         super().__init__()
         rewards = rewards or StepRewards(AggregationConfig())
-        self.backbone = _ScoringBackbone(scorer, tokenizer, contexts(tokenizer, prompts), rewards)
+        self.backbone = _ScoringBackbone(scorer, tokenizer, contexts(tokenizer, prompts), rewards, mask_unfinished)
         self.score = nn.Identity()  # the backbone's "hidden states" are the rewards already
+
+    def go_on(self, step: int) -> None:
+        """The next update is the one after ``step``."""
+        self.backbone.step = step
 
     def take_rollouts(self) -> list[Rollout]:
         """All rows scored since the last call, in TRL's order: those of one update."""
@@ -112,13 +125,17 @@ def contexts(
                 f"prompt {prompt.prompt_id!r}: has two rubrics (the other is of {before.prompt_id!r}), and PPO passes "
                 "on the prompt alone; keep one rubric for each prompt"
             )
-    ordered = sorted(known)  # what starts with a tuple follows it directly
-    for ids, following in itertools.pairwise(ordered):
-        if following[: len(ids)] == ids:
+    starts: list[tuple[int, ...]] = []  # each begins with all of the one before
+    for ids in sorted(known):
+        while starts and ids[: len(starts[-1])] != starts[-1]:
+            starts.pop()
+        # an earlier turn of the same dialogue is no harm: its response has nothing after an end token
+        if starts and tokenizer.eos_token_id not in ids[len(starts[-1]) : -1]:
             raise UserError(
-                f"prompt {known[following].prompt_id!r}: its tokens begin with all of {known[ids].prompt_id!r}; "
+                f"prompt {known[ids].prompt_id!r}: its tokens begin with all of {known[starts[-1]].prompt_id!r}; "
                 "use a chat template that ends the user's turn"
             )
+        starts.append(ids)
     return known
 
 
@@ -131,14 +148,15 @@ class _ScoringBackbone(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         known: dict[tuple[int, ...], RubricPrompt],
         rewards: StepRewards,
+        mask_unfinished: bool,
     ) -> None:
         super().__init__()
-        self._rewards = rewards
+        self._rewards, self._mask_unfinished = rewards, mask_unfinished
         self.step = 0
         self._score = scorer.score  # the method, not the scorer: a module set here would join the state_dict
         self._tokenizer = tokenizer
         self._known = known
-        self._lengths = sorted({len(ids) for ids in known})
+        self._lengths = sorted({len(ids) for ids in known}, reverse=True)  # a dialogue before its beginning
         self.rollouts: list[Rollout] = []
 
     @torch.no_grad()
@@ -148,13 +166,15 @@ class _ScoringBackbone(nn.Module):
         rubrics = [prompt.rubric for prompt, _ in rows]
         texts = [self._text(ids) for _, ids in rows]
         scored = self._score([prompt.prompt for prompt, _ in rows], texts, rubrics)
-        paid = self._rewards(rubrics, scored, [prompt.prompt_id for prompt, _ in rows], self.step)
-        eos = self._tokenizer.eos_token_id
+        earned = self._rewards(rubrics, scored, [prompt.prompt_id for prompt, _ in rows], self.step)
+        eos, paid = self._tokenizer.eos_token_id, list(earned)
+        if self._mask_unfinished:
+            paid = [reward if eos in ids else math.nan for (_, ids), reward in zip(rows, earned, strict=True)]
         self.rollouts += [
             Rollout.of(prompt, text, ids, item, reward, eos)
             for (prompt, ids), text, item, reward in zip(rows, texts, scored, paid, strict=True)
         ]
-        reward_B = torch.tensor(fill_missing(paid), dtype=torch.float32, device=input_ids.device)
+        reward_B = torch.tensor(fill_missing(paid, earned), dtype=torch.float32, device=input_ids.device)
         hidden_BT1 = reward_B[:, None, None].expand(-1, input_ids.shape[1], 1)
         return BaseModelOutput(last_hidden_state=hidden_BT1, hidden_states=(hidden_BT1,))
 
@@ -180,11 +200,15 @@ class _ScoringBackbone(nn.Module):
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
-def fill_missing(rewards: Sequence[float]) -> list[float]:
-    """``rewards`` with every NaN replaced by the mean of the others. Raises UserError if there are no others."""
-    given = [reward for reward in rewards if not math.isnan(reward)]
+def fill_missing(paid: Sequence[float], earned: Sequence[float]) -> list[float]:
+    """``paid`` with every NaN replaced by the mean of the others; where all are, by the mean of ``earned``.
+
+    Raises UserError if that has none either.
+    """
+    given = [reward for reward in paid if not math.isnan(reward)]
+    given = given or [reward for reward in earned if not math.isnan(reward)]
     if not given:
         raise UserError(
-            f"reward model: gave no reward to any of {len(rewards)} rollouts; check its calibration and the rubrics"
+            f"reward model: gave no reward to any of {len(paid)} rollouts; check its calibration and the rubrics"
         )
-    return [sum(given) / len(given) if math.isnan(reward) else reward for reward in rewards]
+    return [sum(given) / len(given) if math.isnan(reward) else reward for reward in paid]

@@ -30,7 +30,7 @@ from rm.scorer import RubricScorer, Scored
 from rm.scores import write_scores
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, json_number, start_run, write_json, write_text
-from rubric_data.formats.base import assistant_message, user_message
+from rubric_data.formats.base import assistant_message, prompt_messages
 from rubric_data.formats.preferences import pair_row, pair_up
 from rubric_data.io import load_prompts_and_responses, write_judged
 from rubric_data.pairs import REWARD_DECIMALS
@@ -384,7 +384,7 @@ def _accepted_row(one: Candidate) -> dict[str, Any]:
         "generator": one.record.generator,
         "reward": one.proxy,
         "gold": json_number(one.gold),
-        "messages": user_message(one.record.prompt) + assistant_message(one.record.response),
+        "messages": prompt_messages(one.record.prompt) + assistant_message(one.record.response),
     }
 
 

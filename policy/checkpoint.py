@@ -1,29 +1,30 @@
-"""The policy's adapter on disk: the one a run ends with, and the one at best gold reward. Judges nothing."""
+"""What a policy has learnt, on disk: as a run ends, and at best gold reward. Judges nothing.
+
+That is its LoRA adapter, or, of a policy without one, the whole model.
+"""
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rm.backbone import load_causal_lm
 
 
-def save_adapter(
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write LoRA weights (safetensors) and tokenizer into ``folder``, which appears only when complete.
-
-    ``weights`` by the policy's own names; None means those it has now.
-    """
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``folder``, which takes its place only if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        policy.save_pretrained(str(temporary), state_dict=weights)
-        tokenizer.save_pretrained(temporary)
+        yield temporary
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         os.rename(temporary, folder)
         folder.chmod(folder.parent.stat().st_mode)  # mkdtemp's folder is closed to others
@@ -31,14 +32,32 @@ def save_adapter(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+Policy: TypeAlias = PeftModel | PreTrainedModel
+
+
+def save_adapter(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write LoRA weights, or the model, as safetensors, and the tokenizer into ``folder``, which appears when complete.
+
+    ``weights`` by the policy's own names; None means those it has now.
+    """
+    with whole_folder(folder) as temporary:
+        policy.save_pretrained(str(temporary), state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+
+
 class BestAdapter:
-    """The adapter that wrote the best rollouts so far, in ``folder``/step-N.
+    """The adapter, or the model, that wrote the best rollouts so far, in ``folder``/step-N.
 
     An update's rollouts are judged after its optimiser steps, so the weights that wrote them are remembered before.
     What an interrupted run left in ``folder`` goes; `take` brings back what was saved with a checkpoint.
     """
 
-    def __init__(self, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    def __init__(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         self._policy, self._tokenizer, self._folder = policy, tokenizer, folder
         self._kept: Path | None = None
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,4 +92,7 @@ class BestAdapter:
         """Give the policy the best weights back."""
         if self._kept is None:
             raise ValueError("BestAdapter: nothing was kept yet")
-        set_peft_model_state_dict(self._policy, load_peft_weights(str(self._kept)))
+        if isinstance(self._policy, PeftModel):
+            set_peft_model_state_dict(self._policy, load_peft_weights(str(self._kept)))
+        else:
+            self._policy.load_state_dict(load_causal_lm(str(self._kept), dtype=self._policy.dtype).state_dict())

@@ -269,14 +269,16 @@ STAGES = {
         "policy.ppo:run_ppo",
         "Logs at every update the reward model's reward (proxy), the judge's reward (gold) and the KL to the "
         "starting policy; compares gold reward on held-out prompts before and after. Gold is estimated from a few "
-        "judged rollouts, with an interval and an alarm when it declines (docs/watch.md).",
+        "judged rollouts, with an interval and an alarm when it declines (docs/watch.md). After an interruption the "
+        "same command with --resume true goes on. On several processes: torchrun --nproc_per_node 2 -m policy.cli ppo "
+        "...",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/ppo",
     ),
     "grpo": Stage(
         GrpoConfig,
         "policy.group:run_grpo",
         "Advantages compare the rollouts of one prompt, so there is no value model. Logs what `ppo` logs, and the mean "
-        "of every criterion. After an interruption the same command with --resume true goes on.",
+        "of every criterion. Goes on after an interruption, and runs on several processes, as `ppo` does.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/grpo",
     ),
     "rloo": Stage(

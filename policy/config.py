@@ -29,7 +29,7 @@ class RlConfig:
     """What every way to train a policy on the reward model's reward has in common."""
 
     reward_model: str  # model folder of a training run
-    output: str  # run folder; the LoRA adapter is written into its adapter/ folder
+    output: str  # run folder; what was learnt is written into its adapter/, or with lora_rank 0 its model/, folder
     data: str = "builtin"  # prompts with rubrics: train + validation prompts are trained on, test prompts evaluated
     reward: RewardKind = "proxy"  # what is paid: mean of the verdicts; the judge's expected reward; its lower bound
     policy: str = "smollm2"  # model folder, hub id or 'smollm2'; or adapter/ of a run, trained on from there
@@ -42,8 +42,8 @@ class RlConfig:
     micro_batch_size: int = 8  # rollouts in one forward and backward pass
     response_length: int = 48  # new tokens of a rollout
     temperature: float = 1.0  # of sampling, in training and in evaluation
-    learning_rate: float = 5e-4  # constant
-    lora_rank: int = 16  # of the adapter
+    learning_rate: float = 5e-4  # constant; 1e-6 to 1e-5 with lora_rank 0
+    lora_rank: int = 16  # of the adapter; 0 has none, and trains all weights
     lora_alpha: int = 32  # scale of the adapter: alpha / rank
     lora_layers: int | None = None  # adapters in so many last layers only: cheaper updates; unset means all
     gold_sample: int = 16  # rollouts of an update that the judge also scores, drawn with preference for tail and doubt
@@ -52,6 +52,10 @@ class RlConfig:
     eval_samples: int = 4  # responses per test prompt, before and after
     eval_prompts: int | None = None  # first test prompts only; unset means all
     seed: int = 0  # of sampling, of the order of prompts and of dropout
+    mask_unfinished: bool = False  # rollouts that never end teach nothing, whatever their reward
+    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
+    save_steps: int = 5  # updates between checkpoints; the newest is kept
+    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
 
@@ -62,7 +66,8 @@ class PolicyConfig(RlConfig):
     ppo_epochs: int = 2  # passes over the rollouts of an update
     kl_coef: float = 0.02  # weight of the KL to the starting policy in the reward
     gae_lambda: float = 1.0  # 1 credits every token with the whole reward; less, with what is near
-    critic_layers: int = 6  # of the policy's first layers, frozen, below the value head
+    critic_from: Literal["policy", "reward_model"] = "policy"  # whose first layers the value head stands on
+    critic_layers: int = 6  # how many of them; they are frozen
     missing_eos_penalty: float | None = None  # subtracted from the reward of a rollout that never ends
 
 
@@ -101,6 +106,7 @@ DEMO_SETS = (
     "policy.reward_model",
     "policy.data",
     "policy.output",
+    "policy.resume",
 )
 
 
@@ -109,9 +115,6 @@ class GroupConfig(RlConfig):
     """What GRPO and RLOO have in common: rewards are compared within a group of rollouts of one prompt."""
 
     group_size: int = 4  # rollouts of one prompt that are compared with each other
-    report_to: str = "none"  # tensorboard, wandb, trackio: anything transformers knows
-    save_steps: int = 5  # updates between checkpoints; the newest is kept
-    resume: bool = False  # go on from the last checkpoint of an interrupted run; more steps may be asked for
 
 
 @dataclass

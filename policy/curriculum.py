@@ -77,7 +77,7 @@ def run_curriculum(config: CurriculumConfig) -> dict[str, Any]:
     outcomes = [outcome(stage, counts, held_out) for stage, counts in zip(stages, chosen, strict=True)]
     report = {
         **summarise(outcomes, members, by=config.families, differing=differing(stages)),
-        "policy": str(stages[-1].folder / "adapter"),
+        "policy": stages[-1].left,
     }
     write_json(folder / "curriculum.json", report)
     show(report)
@@ -129,8 +129,6 @@ def train(stage: PlannedStage, console: Console) -> None:
         start_run(stage.folder, asdict(stage.run), resume=True)
         console.print(f"finished before: {stage.folder}", soft_wrap=True)
         return
-    if not getattr(stage.run, "resume", False):  # an algorithm that cannot go on in the middle
-        shutil.rmtree(stage.folder, ignore_errors=True)
     _RUNS[stage.algorithm](stage.run)
     gc.collect()  # models that refer to themselves: the next stage loads its own
     torch.cuda.empty_cache()

@@ -106,7 +106,7 @@ def connect(config: DemoConfig) -> DemoConfig:
         train=replace(config.train, output=str(folder / "train"), data=judged, resume=False),
         calibrate=replace(config.calibrate, model=model, data=judged, overwrite=False),
         audit=replace(config.audit, output=str(folder / "audit"), model=model, data=judged),
-        policy=replace(config.policy, output=str(folder / "ppo"), reward_model=model, data=judged),
+        policy=replace(config.policy, output=str(folder / "ppo"), reward_model=model, data=judged, resume=False),
     )
 
 

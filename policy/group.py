@@ -1,35 +1,38 @@
-"""RL within groups: TRL's GRPO and RLOO train a policy with LoRA on the reward model's reward, watched by the judge.
+"""RL within groups: TRL's GRPO and RLOO train a policy on the reward model's reward, watched by the judge.
 
 Owns the trainers, their settings and what they alone log; the reward is `policy.reward`, everything around the trainer
-`policy.stage`. Beside that the run folder has checkpoints/, from which an interrupted run goes on.
+`policy.stage`.
+
+Several processes: `torchrun --nproc_per_node 2 -m policy.cli grpo ...`; see `policy.stage`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from peft import PeftModel
-from transformers import PrinterCallback
-
 from policy.adapter import Rollout
+from policy.checkpoint import Policy
 from policy.config import GroupConfig, GrpoConfig, RlooConfig
-from policy.prompts import RubricPrompt, require_pad
+from policy.prompts import RubricPrompt, prompt_order, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
     METRICS,
     Cast,
     Row,
+    SilentStep,
     StepLog,
+    begin,
     check,
+    frozen_copy,
     gold_watch,
     load,
+    log_first,
     lora_shape,
     number_of,
     prepare,
+    processes,
+    reached,
     run_around,
     train_watched,
     trainer_arguments,
@@ -38,12 +41,9 @@ from policy.step_rewards import StepRewards
 from rm.fused import fuse
 from rm.lora import compute_in_backbone_dtype, lora_config
 from rm.scorer import Scored
-from rm.train import CHECKPOINTS, last_checkpoint
+from rm.train import CHECKPOINTS
 from rubric_data.errors import UserError
-from rubric_data.files import start_run, write_text
 from rubric_data.records import Rubric
-
-_FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
 
 
 def run_grpo(config: GrpoConfig) -> dict[str, Any]:
@@ -62,13 +62,13 @@ def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
     require_pad(cast.tokenizer)
     reward = RecordedReward(cast.scorer, cast.rewards, cast.training, cast.tokenizer.eos_token_id)
     reward.check(prompt.rubric.model_dump_json() for prompt in cast.training)
-    folder = start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
+    folder = begin(config)
     return run_around(config, cast, folder, lambda: train(config, folder, cast, reward))
 
 
 def check_groups(config: GroupConfig) -> None:
     """Raise UserError on values that would fail later, and where an update would not hold whole groups."""
-    check(config, ("save_steps",))
+    check(config)
     if config.group_size < 2:
         raise UserError(f"group_size: must be at least 2, got {config.group_size}; a group is what rewards compare")
     if config.batch_size % config.group_size:
@@ -129,22 +129,24 @@ class RecordedReward(RubricReward):
 
 def train(
     config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, reward: RecordedReward
-) -> tuple[PeftModel, list[Row]]:
-    """Train on the training prompts; returns the policy with its LoRA adapter and the rows of metrics.jsonl.
+) -> tuple[Policy, list[Row]]:
+    """Train on the training prompts; returns the policy with what it has learnt and the rows of metrics.jsonl.
 
-    Goes on from the last whole checkpoint, if there is one: `start_run` lets nobody else's be there.
+    Goes on from the last whole checkpoint, if there is one. The first process has the log and the watch; the others
+    return no rows.
     """
     prepare(config, cast)
     fuse(cast.model)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    rows = rows_until(checkpoint, folder / METRICS)
+    checkpoint, rows = reached(folder)
     reward.step = len(rows)
     trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward)
-    watch = gold_watch(config, cast, trainer.model, folder)
-    if checkpoint is not None:
-        watch.load(checkpoint)
-    log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, describe, rows)
-    trainer.add_callback(log)
+    if config.lora_rank:
+        compute_in_backbone_dtype(trainer.model)
+    log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
+    if processes().is_main_process:
+        watch = gold_watch(config, cast, trainer.model, folder, checkpoint)
+        log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, describe, rows)
+    log_first(trainer, log)
     train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
 
@@ -168,6 +170,7 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
             num_generations=config.group_size,
             max_completion_length=config.response_length,
             beta=config.kl_coef,
+            mask_truncated_completions=config.mask_unfinished,
             save_steps=config.save_steps,
             save_total_limit=1,
             report_to=config.report_to,
@@ -180,22 +183,11 @@ def build_trainer(config: GrpoConfig | RlooConfig, folder: Path, cast: Cast, rew
             prompt_order(len(cast.training), config.steps * config.batch_size // config.group_size, seed=config.seed),
         ),
         # the adapter comes from here, so that the reference is the policy without it, and no second one is made
-        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)),
+        peft_config=lora_config(cast.model, **lora_shape(config, cast.model)) if config.lora_rank else None,
     )
-    compute_in_backbone_dtype(trainer.model)
-    trainer.remove_callback(PrinterCallback)
+    if trainer.ref_model is not None:  # which TRL has read by its name, whatever the policy is by now
+        trainer.ref_model = frozen_copy(cast.model)
     return trainer
-
-
-def prompt_order(prompts: int, count: int, *, seed: int) -> list[int]:
-    """``count`` places of ``prompts``, which all come once, shuffled, before any comes again.
-
-    A longer order begins with the shorter one. It is the whole run's, because TRL's own shuffling begins anew where a
-    run goes on in a later pass over the prompts.
-    """
-    chance = np.random.default_rng(seed)
-    passes = [chance.permutation(prompts) for _ in range(math.ceil(count / prompts))]
-    return [int(place) for place in np.concatenate(passes)[:count]]
 
 
 def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
@@ -208,11 +200,3 @@ def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
         "grad_norm": number_of(logs.get("grad_norm")),
     }
     return own | {name: number_of(value) for name, value in sorted(logs.items()) if name.startswith("criteria/")}
-
-
-def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:
-    """The rows of ``path`` up to ``checkpoint``; the file loses those after it, which will be made again."""
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    lines = path.read_text(encoding="utf-8").splitlines()[:step] if path.exists() else []
-    write_text(path, "".join(f"{line}\n" for line in lines))
-    return [json.loads(line) for line in lines]

@@ -47,6 +47,11 @@ class PlannedStage:
         return Path(self.run.output)
 
     @property
+    def left(self) -> str:
+        """The policy it ends with: an adapter, or, where all weights are trained, a model."""
+        return str(self.folder / ("adapter" if self.run.lora_rank else "model"))
+
+    @property
     def prompts_folder(self) -> Path:
         """Of its prompts: the file of them, and how they were filtered."""
         return Path(self.run.data).parent
@@ -62,7 +67,7 @@ def plan(config: CurriculumConfig) -> list[PlannedStage]:
     for number, (name, algorithm) in enumerate(heads, start=1):
         if any(name == stage.name for stage in stages):
             raise UserError(f"{_where(number, name)}: another stage has this name; give it its own")
-        policy = config.policy if not stages else str(stages[-1].folder / "adapter")
+        policy = stages[-1].left if stages else config.policy
         stages.append(_stage(config, number, name, algorithm, policy))
     return stages
 
@@ -121,7 +126,7 @@ def _stage(config: CurriculumConfig, number: int, name: str, algorithm: str, pol
         "resume": True,  # whatever an interrupted run has left
     }
     options = {key: value for key, value in content.items() if key not in _OF_A_STAGE}
-    run = from_content(kind, options, where, {key: value for key, value in own.items() if key in known})
+    run = from_content(kind, options, where, own)
     data, run.data = run.data, str(Path(config.output, "prompts", label, "data.jsonl"))
     prompts, wanted = (_section(content, key, where) for key in _SECTIONS)
     return PlannedStage(

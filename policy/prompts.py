@@ -1,35 +1,52 @@
-"""The prompts a policy answers, each with its rubric, and their encoding. Knows no model and no reward."""
+"""The prompts a policy answers, each with its rubric, their order and encoding. Knows no model and no reward."""
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rm.sampling import render_chat
 from rubric_data.errors import UserError
 from rubric_data.programmatic import is_programmatic
-from rubric_data.records import Criterion, JudgedResponse, Rubric
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Split
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RubricPrompt:
-    """A prompt and the rubric its responses are rewarded by."""
+    """A prompt, the rubric its responses are rewarded by, and where both come from."""
 
     prompt_id: str
     prompt: str
     rubric: Rubric
+    split: Split | None = None
+    source: str = ""
+    licence: str = ""
 
 
 def rubric_prompts(records: Iterable[JudgedResponse]) -> list[RubricPrompt]:
     """Each different (prompt, rubric) of ``records`` once, in order of first appearance."""
     found: dict[tuple[str, str], RubricPrompt] = {}
     for record in records:
-        key = (record.prompt, record.rubric.id)
-        found.setdefault(key, RubricPrompt(record.prompt_id, record.prompt, record.rubric))
+        origin = (record.split, record.source, record.licence)
+        prompt = RubricPrompt(record.prompt_id, record.prompt, record.rubric, *origin)
+        found.setdefault((record.prompt, record.rubric.id), prompt)
     return list(found.values())
+
+
+def prompt_order(prompts: int, count: int, *, seed: int) -> list[int]:
+    """``count`` places of ``prompts``, which all come once, shuffled, before any comes again.
+
+    A longer order begins with the shorter one. It is the whole run's, because TRL's own shuffling begins anew where a
+    run goes on in a later pass over the prompts.
+    """
+    chance = np.random.default_rng(seed)
+    passes = [chance.permutation(prompts) for _ in range(math.ceil(count / prompts))]
+    return [int(place) for place in np.concatenate(passes)[:count]]
 
 
 def require_pad(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,7 +59,7 @@ def require_pad(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of ``prompt`` as a user's turn, up to where the answer starts."""
+    """Token ids of ``prompt`` in the chat template, up to where the answer starts; a transcript as its turns."""
     return list(tokenizer(render_chat(tokenizer, prompt), add_special_tokens=False)["input_ids"])
 
 

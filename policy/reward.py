@@ -20,7 +20,7 @@ from policy.prompts import RubricPrompt
 from rm.config import RewardKind
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
-from rubric_data.formats.base import Message, parse, transcript, user_message
+from rubric_data.formats.base import Message, parse, prompt_messages, transcript
 from rubric_data.records import Criterion, Rubric
 
 Aggregate = Callable[[Rubric, np.ndarray], float]  # from P(met) of the criteria, (K,), to a reward; NaN for none
@@ -191,7 +191,7 @@ def reward_dataset(prompts: Sequence[RubricPrompt], order: Iterable[int] | None 
     return Dataset.from_list(
         [
             {
-                "prompt": user_message(prompts[place].prompt),
+                "prompt": prompt_messages(prompts[place].prompt),
                 "rubric": prompts[place].rubric.model_dump_json(),
                 "place": place,
             }

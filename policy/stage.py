@@ -5,48 +5,60 @@ and `policy.group`; what a policy's responses are worth is `policy.evaluate`, wh
 the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer), best/step-N/ (the same of the policy with the best gold reward), samples.jsonl (the test prompts' responses
-before and after), curves.png, result.json.
+tokenizer; of a run without LoRA model/), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl
+and scores.jsonl (the rollouts that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before
+and after), curves.png, result.json; checkpoints/, from which an interrupted run goes on.
+
+Several processes share an update's rollouts. The first alone evaluates, asks the judge, logs and writes, of the
+rollouts of all; the others train, and end when it does.
 """
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from policy.adapter import Rollout
 from policy.aggregation import check_rubrics
-from policy.checkpoint import BestAdapter, save_adapter
+from policy.checkpoint import BestAdapter, Policy, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
+from policy.rollouts import JudgedRollouts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
 from rm.judging import build_judge
 from rm.metrics import Estimate
+from rm.sampling import render_chat
 from rm.scorer import RubricScorer
+from rm.train import CHECKPOINTS, last_checkpoint
 from rubric_data.config import JudgeConfig
 from rubric_data.errors import UserError
-from rubric_data.files import atomic_path, write_json, write_text
+from rubric_data.files import atomic_path, start_run, write_json, write_text
 from rubric_data.io import load_data
 from rubric_data.judges import Judge
 from rubric_data.programmatic import CodeFirst, is_programmatic
@@ -58,10 +70,12 @@ _COUNTS = (
     "batch_size",
     "micro_batch_size",
     "response_length",
-    "lora_rank",
     "gold_sample",
     "eval_samples",
+    "save_steps",
 )
+_FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
+_PATIENCE = timedelta(days=1)  # of processes that wait while the first one evaluates
 _GOLD_LIMITS = ("reward/gold_low", "reward/gold_high")
 Row = dict[str, Any]  # one line of metrics.jsonl: numbers, null, the name of an alarm
 
@@ -84,6 +98,11 @@ class Cast:
     by_code: int
 
 
+def processes() -> PartialState:
+    """The processes of this run: those that torchrun started, or this one alone."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
 def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
     """Raise UserError on values that would fail, or hang, later; ``counts`` are further options that must be >= 1."""
     for name in (*_COUNTS, *counts):
@@ -93,10 +112,20 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name}: must be at least 1, got {value}; raise it or leave it out")
-    if config.batch_size % config.micro_batch_size:
+    share = processes().num_processes
+    if config.batch_size % (config.micro_batch_size * share):
+        each = f" in {share} processes" if share > 1 else ""
         raise UserError(
-            f"batch_size: {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}; change one"
+            f"batch_size: {config.batch_size} is no multiple of micro_batch_size {config.micro_batch_size}{each}; "
+            "change one"
         )
+    if share > 1 and config.aggregation.headroom:
+        raise UserError(
+            f"aggregation.headroom: weighs by what all rollouts have reached, which none of {share} processes sees; "
+            "set it to 0, or train in one"
+        )
+    if config.lora_rank < 0:
+        raise UserError(f"lora_rank: must be at least 0, got {config.lora_rank}; 0 trains all weights")
     if config.temperature <= 0:
         raise UserError(f"temperature: must be positive, got {config.temperature}; RL needs samples that differ")
     if config.reward != "proxy" and not is_default(config.aggregation):
@@ -105,6 +134,23 @@ def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
             "set reward to proxy, or leave aggregation at its defaults"
         )
     planned_looks(config.steps, gold_sample(config), config.gold_budget)
+    check_reporter(config.report_to)
+
+
+def check_reporter(name: str) -> None:
+    """Raise UserError unless transformers can report to ``name`` here."""
+    known = ("none", "all", *get_available_reporting_integrations())
+    if name not in known:
+        raise UserError(
+            f"report_to: {name!r} is unknown or not installed; install it, or take one of {', '.join(known)}"
+        )
+
+
+def begin(config: RlConfig) -> Path:
+    """The run folder: made by the first process or, to resume, as it is. Raises UserError where it may not be."""
+    if processes().is_main_process:
+        start_run(config.output, asdict(config), resume=config.resume, free=_FREE)
+    return Path(config.output)
 
 
 def gold_sample(config: RlConfig) -> int:
@@ -128,8 +174,10 @@ def load(config: RlConfig) -> Cast:
     by_code = sum(map(is_programmatic, criteria)) if config.use_verifiers else 0
     if config.use_verifiers:
         warn_if_code_answers_all(config.data, criteria)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(processes().device)
     tokenizer = load_tokenizer(config.policy)
+    for prompt in (*training, *held_out):
+        render_chat(tokenizer, prompt.prompt)  # or the chat template would refuse it in the middle of the run
     scorer = RubricScorer.from_pretrained(
         config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
     )
@@ -140,21 +188,26 @@ def load(config: RlConfig) -> Cast:
     )
     if config.use_verifiers:
         judge = CodeFirst(judge)
-    model = load_causal_lm(config.policy, dtype=native_dtype(device)).to(device)
+    dtype = native_dtype(device) if config.lora_rank else torch.float32  # bfloat16 would lose what an update adds
+    model = load_causal_lm(config.policy, dtype=dtype).to(device)
     return Cast(training, held_out, tokenizer, scorer, rewards, judge, model, len(criteria), by_code)
 
 
 def run_around(
-    config: RlConfig, cast: Cast, folder: Path, train: Callable[[], tuple[PeftModel, list[Row]]]
+    config: RlConfig, cast: Cast, folder: Path, train: Callable[[], tuple[Policy, list[Row]]]
 ) -> dict[str, Any]:
     """Evaluate the policy, train it, evaluate it again, write everything into ``folder``; returns result.json.
 
-    ``train`` gives the policy with its LoRA adapter, and the rows of metrics.jsonl.
+    ``train`` gives the policy with what it has learnt, and the rows of metrics.jsonl. Processes other than the first
+    only train, and return nothing.
     """
+    if not processes().is_main_process:
+        train()
+        return {}
     started = time.perf_counter()
     before = evaluate(config, cast, cast.model)
     policy, rows = train()
-    save_adapter(policy, cast.tokenizer, folder / "adapter")
+    save_adapter(policy, cast.tokenizer, folder / ("adapter" if config.lora_rank else "model"))
     after = evaluate(config, cast, policy)
     result = {
         "prompts_trained": len(cast.training),
@@ -165,6 +218,7 @@ def run_around(
         **compare(before, after, seed=config.seed),
         **ending(rows, config.on_alarm),
         "steps": len(rows),
+        "processes": processes().num_processes,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_per_step": round(float(np.median([row["seconds"] for row in rows])), 2),
     }
@@ -185,6 +239,11 @@ def lora_shape(config: RlConfig, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The starting policy, where all weights of ``model`` are about to be trained."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
 def prepare(config: RlConfig, cast: Cast) -> None:
     """Seed everything, and let the policy sample as training needs it to."""
     set_seed(config.seed)
@@ -201,7 +260,7 @@ def trainer_arguments(config: RlConfig, cast: Cast) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "per_device_train_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * processes().num_processes),
         "temperature": config.temperature,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant",  # a run is too short to anneal
@@ -233,18 +292,52 @@ def evaluate(
     )
 
 
-def gold_watch(config: RlConfig, cast: Cast, policy: PeftModel, folder: Path) -> GoldWatch:
-    """The judge's watch over ``policy``; the best of it is kept in the run's ``folder``."""
+def step_of(checkpoint: Path | None) -> int:
+    """The update after which ``checkpoint`` was written; 0 where there is none."""
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def reached(folder: Path) -> tuple[Path | None, list[Row]]:
+    """The last whole checkpoint of the run in ``folder``, and the rows until then; every process calls this.
+
+    `begin` lets nobody else's be there. The first process looks, and takes later rows away: they will be made again.
+    """
+    found: list[Any] = [None]
+    if processes().is_main_process:
+        checkpoint = last_checkpoint(folder / CHECKPOINTS)
+        found = [(checkpoint, rows_until(checkpoint, folder / METRICS))]
+    return broadcast_object_list(found)[0]  # where the others wait for the folder
+
+
+def rows_until(checkpoint: Path | None, path: Path) -> list[Row]:
+    """The rows of ``path`` up to ``checkpoint``; the file loses those after it."""
+    lines = path.read_text(encoding="utf-8").splitlines()[: step_of(checkpoint)] if path.exists() else []
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def gold_watch(config: RlConfig, cast: Cast, policy: Policy, folder: Path, checkpoint: Path | None = None) -> GoldWatch:
+    """The judge's watch over ``policy``, from ``checkpoint`` on; what it keeps is in the run's ``folder``."""
     sample = gold_sample(config)
-    return GoldWatch(
+    watch = GoldWatch(
         cast.judge,
         BestAdapter(policy, cast.tokenizer, folder / "best"),
+        JudgedRollouts(folder, step_of(checkpoint)),
         steps=config.steps,
         sample=sample,
         looks=planned_looks(config.steps, sample, config.gold_budget),
         on_alarm=config.on_alarm,
         seed=config.seed,
     )
+    if checkpoint is not None:
+        watch.load(checkpoint)
+    return watch
+
+
+def log_first(trainer: Any, log: TrainerCallback) -> None:
+    """Have TRL's ``trainer`` tell ``log`` of an update before the reporters, who then get what it adds."""
+    trainer.callback_handler.callbacks.insert(0, log)
+    trainer.remove_callback(PrinterCallback)
 
 
 def train_watched(train: Callable[[], Any]) -> None:
@@ -258,7 +351,8 @@ class StepLog(TrainerCallback):
 
     ``take_rollouts`` hands over what was scored since the last call, for ``watch`` to look at; ``describe`` gives what
     the trainer alone can tell of an update, from TRL's log of it and its rollouts. ``rows`` are of the updates before,
-    where a run goes on. What ``watch`` knows goes into each checkpoint.
+    where a run goes on. What ``watch`` knows goes into each checkpoint that transformers writes. The numbers of a row
+    join TRL's log, for the reporters.
     """
 
     def __init__(
@@ -287,7 +381,7 @@ class StepLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        rollouts = self._take_rollouts()
+        rollouts = gather_object(self._take_rollouts())
         if not logs or not rollouts:  # the closing log, which is of no update
             return
         now = time.perf_counter()
@@ -295,12 +389,45 @@ class StepLog(TrainerCallback):
         row = step_row(state.global_step, rollouts, gold, self._describe(logs, rollouts), seconds=now - self._since)
         self._since = now
         self.rows.append(row)
+        logs.update(reported(row))
         with self._path.open("a", encoding="utf-8") as file:  # flushed on closing: a killed run keeps its rows
             file.write(json.dumps(row, allow_nan=False) + "\n")
         print(progress_line(row, self._config.steps), flush=True)
-        self._watch.act()  # after the row, so that the update that ends a run is on record
+        with _telling_the_others():
+            self._watch.act()  # after the row, so that the update that ends a run is on record
         if control.should_save:  # before the trainer's files, so that no whole checkpoint lacks it
             self._watch.save(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+
+class SilentStep(TrainerCallback):
+    """The part of `StepLog` in processes other than the first: hand over what was scored, and end when the run does."""
+
+    def __init__(self, take_rollouts: Callable[[], list[Rollout]]) -> None:
+        self.rows: list[Row] = []
+        self._take_rollouts = take_rollouts
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        rollouts = gather_object(self._take_rollouts())
+        if logs and rollouts and broadcast_object_list([None])[0]:
+            raise GoldFell
+
+
+@contextmanager
+def _telling_the_others() -> Iterator[None]:
+    """The other processes hear, in `SilentStep`, whether the run ends with this block."""
+    try:
+        yield
+    except GoldFell:
+        broadcast_object_list([True])
+        raise
+    broadcast_object_list([False])
 
 
 def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, seconds: float) -> Row:
@@ -317,6 +444,11 @@ def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, sec
         **own,
         "seconds": round(seconds, 3),
     }
+
+
+def reported(row: Row) -> dict[str, float]:
+    """The numbers of ``row`` under names of our own: TRL's log calls other things ``reward`` and ``kl``."""
+    return {f"rubric_rm/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
 
 
 def progress_line(row: Row, steps: int) -> str:

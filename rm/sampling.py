@@ -13,8 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from rich.progress import Progress
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from rubric_data.errors import UserError
+from rubric_data.formats.base import prompt_messages
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,19 @@ class Completion:
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """``prompt`` as a user's turn in the tokenizer's chat template, up to where the answer starts."""
-    turns = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    """``prompt`` in the tokenizer's chat template, up to where the answer starts; a transcript as its turns.
+
+    Raises UserError if the template does not take such turns, or there is none.
+    """
+    turns = prompt_messages(prompt)
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, ValueError) as error:  # ValueError: there is no template
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(
+            f"prompt {prompt[:60]!r}: the model's chat template does not take its turns ({roles}): {error}; leave the "
+            "prompt out, or take another model"
+        ) from None
 
 
 def sample(

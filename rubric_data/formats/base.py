@@ -170,13 +170,36 @@ def transcript(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
-def user_message(prompt: str) -> list[dict[str, str]]:
-    """``prompt`` as a dialogue of one message; a transcript stays one text."""
+def prompt_messages(prompt: str) -> list[dict[str, str]]:
+    """``prompt`` as the messages of a dialogue: the turns of a transcript, else one message of the user.
+
+    A transcript is what `transcript` writes of two messages or more: the system's, if any, then the user's and the
+    assistant's by turns, the user's first and last. A turn ends where the one that has to follow begins, so
+    ``transcript`` of the messages is ``prompt`` again; a turn that itself quotes such a line is cut there.
+    """
+    turns = _turns(prompt)
+    if len(turns) > 1 and turns[-1][0] == "user":
+        return [{"role": role, "content": content} for role, content in turns]
     return [{"role": "user", "content": prompt}]
 
 
+def _turns(text: str) -> list[tuple[str, str]]:
+    """Role and words of the turns at the beginning of ``text``; the last one has all that is left."""
+    role = "system" if text.startswith("system: ") else "user"
+    if not text.startswith(f"{role}: "):
+        return []
+    found, left = [], text.removeprefix(f"{role}: ")
+    while True:
+        following = "assistant" if role == "user" else "user"
+        content, border, rest = left.partition(f"\n\n{following}: ")
+        found.append((role, content))
+        if not border:
+            return found
+        role, left = following, rest
+
+
 def assistant_message(response: str) -> list[dict[str, str]]:
-    """``response`` as what follows `user_message` in the dialogue."""
+    """``response`` as what follows `prompt_messages` in the dialogue."""
     return [{"role": "assistant", "content": response}]
 
 

@@ -19,9 +19,9 @@ from rubric_data.formats.base import (
     losses,
     make_rubric,
     number,
+    prompt_messages,
     reference_and_others,
     transcript,
-    user_message,
     with_rubric,
 )
 from rubric_data.records import Number
@@ -71,7 +71,7 @@ def write(groups: Sequence[Group]) -> Written:
         }
         rows.append(
             {
-                "prompt": user_message(group.prompt.prompt),
+                "prompt": prompt_messages(group.prompt.prompt),
                 "prompt_id": group.prompt.prompt_id,
                 "rubrics": [
                     {"criterion": item.text, "points": number(item.weight), "tags": list(item.tags)}

@@ -20,8 +20,8 @@ from rubric_data.formats.base import (
     Told,
     Written,
     assistant_message,
+    prompt_messages,
     transcript,
-    user_message,
 )
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
@@ -119,7 +119,7 @@ def pair_up(
 def pair_row(prompt: str, better: Scored, worse: Scored) -> dict[str, object]:
     """A pair as TRL reads it: messages, and the scores beside them."""
     return {
-        "prompt": user_message(prompt),
+        "prompt": prompt_messages(prompt),
         "chosen": assistant_message(better[1].response),
         "rejected": assistant_message(worse[1].response),
         "score_chosen": better[0],

@@ -29,9 +29,9 @@ from rubric_data.formats.base import (
     make_rubric,
     number,
     parse,
+    prompt_messages,
     reference_and_others,
     transcript,
-    user_message,
     with_rubric,
 )
 from rubric_data.io import check_characters
@@ -109,7 +109,7 @@ def write(groups: Sequence[Group]) -> Written:
         info = {"prompt_id": group.prompt.prompt_id, "criteria": [_to_item(item) for item in rubric.criteria]}
         rows.append(
             {
-                "prompt": user_message(group.prompt.prompt),
+                "prompt": prompt_messages(group.prompt.prompt),
                 "answer": reference or "",
                 "info": json.dumps(info, ensure_ascii=False),
             }

@@ -114,6 +114,53 @@ def test_a_masked_reward_is_the_mean_of_the_others_and_stays_known_as_masked(tok
     assert [math.isnan(one.reward) for one in adapter.take_rollouts()] == [False, True, False]
 
 
+def test_a_response_that_never_ends_is_masked_if_asked(tokenizer):
+    eos = tokenizer.eos_token_id
+    words = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("pear", "apple", "stone")}
+    table = {("pear", "asks"): 0.25, ("apple", "asks"): 1.0, ("stone", "asks"): 0.75}
+    adapter = RubricRewardAdapter(TableScorer(table), tokenizer, PROMPTS, mask_unfinished=True)
+    rows = [(LONGER, [*words["pear"], eos]), (LONGER, words["apple"]), (LONGER, [*words["stone"], eos])]
+    assert reward_of(adapter, tokenizer, rows)[0] == [0.25, 0.5, 0.75]
+    first, cut, _ = adapter.take_rollouts()
+    assert (first.paid, cut.reward) == (0.25, 1.0) and math.isnan(cut.paid)
+    none_ends = [(LONGER, words["pear"]), (LONGER, words["stone"])]
+    assert reward_of(adapter, tokenizer, none_ends)[0] == [0.5, 0.5]  # all the same: pushed nowhere
+
+
+TURNS = "system: Be brief.\n\nuser: Name a fruit."
+DIALOGUE = f"{TURNS}\n\nassistant: Apple.\n\nuser: Another?"
+
+
+def test_a_dialogue_is_told_from_the_one_it_begins_with(tokenizer):
+    """The policy reads turns, the scorer the transcript; one prompt's tokens begin with all of the other's."""
+    short, long = RubricPrompt("short", TURNS, rubric("a")), RubricPrompt("long", DIALOGUE, rubric("b"))
+    words = tokenizer.decode(encode_prompt(tokenizer, DIALOGUE))
+    assert words == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a fruit.<|im_end|>\n"
+        "<|im_start|>assistant\nApple.<|im_end|>\n<|im_start|>user\nAnother?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert words.startswith(tokenizer.decode(encode_prompt(tokenizer, TURNS)))
+    eos, apple, cut = tokenizer.eos_token_id, *(tokenizer(text)["input_ids"] for text in ("Apple.", "A pe"))
+    table = {("Apple.", "a"): 0.25, ("Apple.", "b"): 0.5, ("", "b"): 0.75, ("A pe", "a"): 1.0}
+    adapter = RubricRewardAdapter(TableScorer(table), tokenizer, [long, short])
+    rows = [(short, [*apple, eos]), (long, [*apple, eos]), (long, [eos]), (long, []), (short, cut)]
+    final, lengths = reward_of(adapter, tokenizer, rows)
+    assert final == [0.25, 0.5, 0.75, 0.75, 1.0]
+    assert lengths == [len(apple) + 1, len(apple) + 1, 1, 0, len(cut)]
+    rollouts = adapter.take_rollouts()
+    assert [one.prompt.prompt_id for one in rollouts] == ["short", "long", "long", "long", "short"]
+    assert [one.finished for one in rollouts] == [True, True, True, False, False]
+
+
+def test_a_template_that_refuses_the_turns_is_told_with_the_prompt(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    with pytest.raises(UserError, match=r"'system: Be brief.*its turns \(system, user\): no system; leave"):
+        encode_prompt(tokenizer, TURNS)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match=r"'Name a fruit\.': the model's chat template .*\(user\): .*leave the prompt"):
+        encode_prompt(tokenizer, FRUIT.prompt)
+
+
 def test_the_doubt_of_a_posterior_comes_with_the_rollout(tokenizer):
     class Doubting:
         def score(self, prompts, responses, rubrics):
@@ -130,7 +177,7 @@ def test_the_doubt_of_a_posterior_comes_with_the_rollout(tokenizer):
 
 def test_a_batch_without_any_reward_stops_the_run():
     with pytest.raises(UserError, match="gave no reward to any of 2 rollouts"):
-        fill_missing([math.nan, math.nan])
+        fill_missing([math.nan, math.nan], [math.nan, math.nan])
 
 
 def test_it_is_a_module_without_weights_even_if_the_scorer_is_one(tokenizer):

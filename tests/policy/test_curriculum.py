@@ -197,9 +197,9 @@ def test_what_is_done_is_not_done_again_nor_otherwise(recipe, tmp_path, monkeypa
     leave(second, "metrics.jsonl")
     for stage in (first, second):
         curriculum.train(stage, Console())
-    assert ran == [second.run] and first.run.resume
-    goes_on = getattr(second.run, "resume", False)  # else it begins anew
-    assert (second.folder / "metrics.jsonl").exists() is goes_on
+    assert ran == [second.run] and second.run.resume and (second.folder / "metrics.jsonl").exists()
+    whole, after = plan(replace(config, common={**config.common, "lora_rank": 0}))
+    assert after.run.policy == whole.left == str(whole.folder / "model")  # no adapter: all weights are trained
 
     part, *_ = gather([first, second], None)
     counts = curriculum.prepare(first, part, part.held_out)

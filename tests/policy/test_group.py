@@ -6,21 +6,22 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy import group, stage
-from policy.adapter import Rollout
 from policy.cli import main
 from policy.config import GrpoConfig, RlooConfig
-from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
-from policy.prompts import RubricPrompt
-from policy.reward import reward_dataset
+from policy.group import RecordedReward, check_groups, describe
+from policy.prompts import RubricPrompt, prompt_order
+from policy.reward import prompt_text, reward_dataset
+from policy.stage import rows_until
 from rm.posterior import Doubt
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import rollout, write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -89,6 +90,30 @@ def test_two_updates_end_to_end(method, command, tmp_path, tiny_backbone, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_without_an_adapter_all_weights_learn_and_a_model_is_left(method, command, tmp_path, tiny_backbone):
+    run = tmp_path / "run"
+    assert main([method, *command, "--lora_rank", "0", "--output", str(run)]) == 0
+    rows = read_lines(run / "metrics.jsonl")
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)  # to what it was, which does not move
+    assert abs(rows[2]["kl"]) > 0.01
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_backbone, run / "model"))
+    assert not any(torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+    assert not (run / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_option_for_unfinished_rollouts_reaches_trl(method, command, tmp_path, monkeypatch, capsys):
+    def stop(trainer, log):
+        raise UserError(f"masks: {trainer.mask_truncated_completions}")
+
+    monkeypatch.setattr(group, "log_first", stop)
+    options = ["--eval_samples", "1", "--mask_unfinished", "true", "--output", str(tmp_path / "run")]
+    assert main([method, *command, *options]) == 2
+    assert "masks: True" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_path, monkeypatch):
     whole, stopped = ([method, *command, "--output", str(tmp_path / name)] for name in ("whole", "stopped"))
     assert main(whole) == 0
@@ -117,7 +142,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_pa
 
 
 def test_a_row_of_metrics_by_hand():
-    rollouts = [Rollout(PROMPT, "a", 0.5, 2, True, 0.5), Rollout(PROMPT, "b", math.nan, 4, False, math.nan)]
+    rollouts = [rollout(PROMPT, "a", 0.5), rollout(PROMPT, "b", math.nan, 4, False)]
     logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan, "criteria/tone": 0.75}
     assert describe({**logs, "reward": 0.5}, rollouts) == {
         "kl": 1.5,
@@ -148,7 +173,8 @@ def test_rollouts_are_paid_by_prompt_and_update_and_kept_until_taken():
     asked = {"completion_ids": [[5, 2], [5, 6, 7]], "place": [0, 0]}
     assert recorded([PROMPT.prompt] * 2, answers, told, **asked) == [0.25, None]
     first, second = recorded.take_rollouts()
-    assert first == Rollout(PROMPT, "A.", 0.5, 2, True, 0.25, 0.1)
+    assert (first.prompt, first.response, first.tokens, first.finished) == (PROMPT, "A.", 2, True)
+    assert (first.reward, first.paid, first.doubt) == (0.5, 0.25, 0.1)
     assert math.isnan(second.reward) and math.isnan(second.paid) and math.isnan(second.doubt)
     assert (second.tokens, second.finished) == (3, False)
     assert recorded.take_rollouts() == []
@@ -173,6 +199,13 @@ def test_all_prompts_come_before_any_comes_again():
     assert rows["place"] == [1, 0, 1] and reward_dataset([PROMPT, PROMPT])["place"] == [0, 1]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Say it."}]
     assert Rubric.model_validate_json(rows[0]["rubric"]) == RUBRIC
+
+
+def test_the_policy_gets_a_dialogue_as_turns_and_the_reward_model_as_it_was():
+    text = "system: Be brief.\n\nuser: Hi.\n\nassistant: Yes?\n\nuser: Go."
+    (row,) = reward_dataset([RubricPrompt("p", text, RUBRIC)])
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "user"]
+    assert prompt_text(row["prompt"]) == text
 
 
 def test_bad_groups_are_refused(command, tmp_path, capsys):

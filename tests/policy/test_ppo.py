@@ -3,29 +3,40 @@
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.integrations import integration_utils
 
 from policy import cli, ppo, stage
-from policy.adapter import Rollout
 from policy.config import AggregationConfig, PolicyConfig
 from policy.evaluate import PolicyEvaluation
-from policy.prompts import RubricPrompt, encode_prompt
+from policy.prompts import RubricPrompt, prompt_order
+from policy.stage import step_of
+from rm.model import RubricRewardModel
 from rm.sampling import Completion
 from rm.scorer import RubricScorer
+from rm.train import last_checkpoint
 from rubric_data.errors import UserError
 from rubric_data.files import write_text
 from rubric_data.io import read_judged, write_judged
 from rubric_data.programmatic import CodeFirst
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import rollout, write_fruit
 
+ROOT = Path(__file__).resolve().parents[2]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 RUBRIC = Rubric(
     criteria=(
         Criterion(id="commas", text="has no comma", verifier=Verifier(name="ifeval:punctuation:no_comma")),
@@ -74,12 +85,15 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
     assert found == [
         "adapter",
         "best",
+        "checkpoints",
         "config.json",
         "curves.png",
+        "judged.jsonl",
         "metrics.jsonl",
         "origin.json",
         "result.json",
         "samples.jsonl",
+        "scores.jsonl",
     ]
 
     rows = read_lines(run / "metrics.jsonl")
@@ -119,6 +133,65 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
         ppo.run_ppo(config)
 
 
+def stop_after(monkeypatch, step):
+    """Interrupt the run once it has written the row of update ``step`` and not yet its checkpoint."""
+    write = stage.StepLog.on_log
+
+    def interrupt(self, args, state, control, **rest):
+        write(self, args, state, control, **rest)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage.StepLog, "on_log", interrupt)
+
+
+def without_seconds(rows):
+    return [{**row, "seconds": 0} for row in rows]
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, monkeypatch):
+    config.steps, config.save_steps, config.gold_sample, config.eval_prompts = 3, 1, 6, 1
+    whole = ppo.run_ppo(config)
+    config.output, config.steps = str(tmp_path / "stopped"), 2
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        ppo.run_ppo(config)
+    folder = tmp_path / "stopped"
+    assert len(read_lines(folder / "metrics.jsonl")) == 2
+    (folder / "checkpoints" / ".checkpoint-2.xyz").mkdir()  # killed while it wrote one
+    with pytest.raises(UserError, match="add --resume true to go on"):
+        ppo.run_ppo(config)
+    config.resume = True
+    with pytest.raises(UserError, match=r"cannot resume, as learning_rate is 0.1 and was 0.01"):
+        ppo.run_ppo(replace(config, learning_rate=0.1))
+    config.steps = 3  # more than were planned
+    again = ppo.run_ppo(config)
+    rows = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "stopped")]
+    assert without_seconds(rows[0]) == without_seconds(rows[1])
+    assert [row["step"] for row in rows[1]] == [1, 2, 3]
+    for name in ("judged.jsonl", "scores.jsonl"):
+        assert (folder / name).read_text() == (tmp_path / "run" / name).read_text()
+    assert {**again, "seconds": 0, "seconds_per_step": 0} == {**whole, "seconds": 0, "seconds_per_step": 0}
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
+    weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("run", "stopped")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    ppo.run_ppo(config)  # stopped once training was over
+    assert read_lines(folder / "metrics.jsonl") == rows[1]
+
+
+def test_without_an_adapter_all_weights_learn_and_a_model_is_left(config, tmp_path, tiny_backbone):
+    config.lora_rank, config.eval_prompts, config.on_alarm = 0, 1, "rollback"
+    ppo.run_ppo(config)
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert abs(rows[0]["kl"]) < 1e-3 and abs(rows[1]["kl"]) > 0.05  # to what it was, which has not moved
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_backbone, tmp_path / "run" / "model"))
+    moved = [not torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True)]
+    assert all(moved)
+    assert (tmp_path / "run" / "best" / f"step-{rows[-1]['best_step']}" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").eos_token == "<|im_end|>"
+
+
 def test_an_aggregation_changes_what_is_paid_and_not_what_is_measured(config, tmp_path, capsys):
     options = {**vars(config), "aggregation.saturation": 3.0, "steps": 1, "eval_prompts": 1, "eval_samples": 1}
     given = {name: value for name, value in options.items() if name != "aggregation" and value is not None}
@@ -135,7 +208,8 @@ def test_an_aggregation_changes_what_is_paid_and_not_what_is_measured(config, tm
 def test_the_switch_reaches_scorer_and_judge(config, monkeypatch, on):
     seen = {}
     monkeypatch.setattr(RubricScorer, "from_pretrained", lambda _, **options: seen.update(options))
-    monkeypatch.setattr(ppo, "RubricRewardAdapter", lambda *_: None)
+    monkeypatch.setattr(ppo, "RubricRewardAdapter", lambda *_, **__: None)
+    monkeypatch.setattr(ppo, "build_critic", lambda *_: None)
     monkeypatch.setattr(stage, "load_causal_lm", lambda *_, **__: SimpleNamespace(to=lambda _: None))
 
     def stop(config, cast, model):
@@ -171,12 +245,31 @@ def test_a_broken_verifier_stops_before_anything_is_loaded_and_a_useless_model_i
     assert "code gives the whole reward" in caplog.text
 
 
+def test_a_monitor_gets_trls_numbers_and_those_of_the_row(config, tmp_path, monkeypatch):
+    seen = []
+
+    class Monitor(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            seen.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Monitor)
+    config.report_to, config.steps, config.eval_prompts = "tensorboard", 1, 1
+    config.mask_unfinished, config.critic_from = True, "reward_model"
+    ppo.run_ppo(config)
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    ((step, logs),) = seen
+    assert step == 1 and logs["objective/kl"] == row["kl"]
+    numbers = {name: value for name, value in row.items() if value is not None}
+    assert {f"rubric_rm/{name}": value for name, value in numbers.items()}.items() <= logs.items()
+    assert row["reward/masked"] == 6 * (1 - row["finished_share"])  # those that never end
+
+
 def test_a_row_of_metrics_by_hand():
     rollouts = [
-        Rollout(PROMPT, "a", 0.25, 4, True, 0.0),
-        Rollout(PROMPT, "b", math.nan, 6, False, math.nan),
-        Rollout(PROMPT, "c", 0.75, 2, True, 1.0),
-        Rollout(PROMPT, "d", 0.5, 6, False, 0.2),
+        rollout(PROMPT, "a", 0.25, 4, paid=0.0),
+        rollout(PROMPT, "b", math.nan, 6, finished=False),
+        rollout(PROMPT, "c", 0.75, 2, paid=1.0),
+        rollout(PROMPT, "d", 0.5, 6, finished=False, paid=0.2),
     ]
     logs = {
         "objective/kl": 1.5,
@@ -224,12 +317,19 @@ def test_a_run_that_was_rolled_back_ends_with_the_kl_of_its_best_update():
     assert stage.ending(rows, "rollback") == {"kl_final": 0.2, "best_step": 2, "alarm_step": 4, "rolled_back": True}
 
 
-def test_few_prompts_are_repeated_until_they_fill_a_batch(tiny_backbone):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
-    ids = encode_prompt(tokenizer, PROMPT.prompt)
-    assert ppo.prompt_dataset(tokenizer, [PROMPT], 3)["input_ids"] == [ids] * 3
-    assert len(ppo.prompt_dataset(tokenizer, [PROMPT] * 3, 4)) == 6
-    assert len(ppo.prompt_dataset(tokenizer, [PROMPT] * 5, 4)) == 5
+def test_the_prompts_of_an_update_come_in_the_order_of_the_run(tiny_backbone):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone, padding_side="left")
+    ids = [[3, 4, 5], [6, 7], [8]]
+    order = prompt_order(3, 8, seed=0)
+    config = PolicyConfig("model", "run", steps=2, batch_size=4)
+    first, second = ppo.prompt_batches(config, tokenizer, ids, 0)
+    (again,) = ppo.prompt_batches(config, tokenizer, ids, 1)
+    assert first["input_ids"].shape == (4, 3)  # more rows than there are prompts
+    rows = [row[row != tokenizer.pad_token_id].tolist() for batch in (first, second) for row in batch["input_ids"]]
+    assert rows == [ids[place] for place in order]
+    assert all((row[-1] != tokenizer.pad_token_id).item() for row in first["input_ids"])
+    assert again["input_ids"].tolist() == second["input_ids"].tolist()
+    assert list(ppo.prompt_batches(config, tokenizer, ids, 2)) == []
 
 
 def test_the_two_evaluations_are_paired_by_prompt():
@@ -266,6 +366,13 @@ def test_a_trl_without_ppo_is_said_with_the_versions_that_have_it(config, monkey
         ({"aggregation": AggregationConfig(pessimism=1.0)}, "no posterior to tell its doubt"),
         ({"aggregation": AggregationConfig(dropout=0.5), "reward": "lower_bound"}, "reward: 'lower_bound' is of the"),
         ({"policy": "no/such/model"}, "model 'no/such/model': cannot be loaded"),
+        ({"lora_rank": -1}, "lora_rank: must be at least 0, got -1; 0 trains all weights"),
+        ({"save_steps": 0}, "save_steps: must be at least 1, got 0"),
+        (
+            {"report_to": "paper"},
+            "report_to: 'paper' is unknown or not installed; install it, or take",
+        ),
+        ({"mask_unfinished": True, "missing_eos_penalty": 1.0}, "missing_eos_penalty: mask_unfinished leaves nothing"),
     ],
 )
 def test_bad_values_leave_nothing_behind(config, change, message):
@@ -313,3 +420,74 @@ def test_generation_defaults_of_the_model_do_not_bend_the_policy(config, tiny_ba
     ppo.run_ppo(config)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert abs(row["kl"]) < 0.5  # with the penalty: tens of nats
+
+
+def _command(tmp_path, data, tiny_backbone, **options):
+    """A run whose reward model is a random one, for a process of its own."""
+    RubricRewardModel.from_language_model(tiny_backbone, max_length=512).save(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path / "model")
+    options = {
+        "reward_model": tmp_path / "model",
+        "policy": tiny_backbone,
+        "data": data,
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "response_length": 6,
+        "learning_rate": 1e-2,
+        "critic_layers": 1,
+        "lora_rank": 2,
+        "gold_sample": 4,
+        "eval_samples": 2,
+        "eval_prompts": 1,
+        "save_steps": 1,
+    } | options
+    return ["-m", "policy.cli", "ppo", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path, data, tiny_backbone):
+    command = [sys.executable, *_command(tmp_path, data, tiny_backbone, steps=12)]
+    whole = [*command, "--output", str(tmp_path / "whole")]
+    killed = [*command, "--output", str(tmp_path / "killed")]
+    subprocess.run(whole, cwd=ROOT, check=True, capture_output=True, env=ONE_THREAD)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    process = subprocess.Popen(killed, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    deadline = time.time() + 300
+    while step_of(last_checkpoint(checkpoints)) < 3 and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run([*killed, "--resume", "true"], cwd=ROOT, check=True, capture_output=True, env=ONE_THREAD)
+    one, two = (without_seconds(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("whole", "killed"))
+    assert len(one) == 12 and one == two
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_update_and_the_first_writes(tmp_path, data, tiny_backbone):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launch, *_command(tmp_path, data, tiny_backbone), "--output", str(tmp_path / "run")]
+
+    def run(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD, check=False)
+
+    first = run("--steps", "2")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("/2  proxy 0.") == 2  # one line an update
+    assert run("--steps", "3", "--resume", "true").returncode == 0
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [(row["step"], row["episode"], row["reward/judged"]) for row in rows] == [(1, 8, 4), (2, 16, 4), (3, 24, 4)]
+    assert abs(rows[0]["kl"]) < 1 < abs(rows[2]["kl"])  # it learns, and the reference does not
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["processes"]) == (3, 2)
+    alone = [sys.executable, *_command(tmp_path, data, tiny_backbone), "--output", str(tmp_path / "run")]
+    refused = subprocess.run(
+        [*alone, "--steps", "4", "--resume", "true"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=ONE_THREAD,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "was written by 2 processes, and now 1 run; start as many" in refused.stderr

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rubric_data.formats import FORMATS
-from rubric_data.formats.base import Group, Message, read_row, transcript, unique_ids
+from rubric_data.formats.base import Group, Message, prompt_messages, read_row, transcript, unique_ids
 from rubric_data.formats.commands import Imported
 from rubric_data.formats.openrubrics import rubric_items
 from rubric_data.formats.preferences import OVERALL
@@ -376,6 +376,34 @@ def test_preference_pairs_survive_export_and_import(pairs):
 
 def test_ids_are_made_unique_by_place_and_number():
     assert unique_ids(["a", " ", "a ", "c2", "a #2"]) == ["a", "c2", "a #2", "c2 #2", "a #2 #2"]
+
+
+@given(
+    st.booleans(),
+    st.lists(st.text("ab: \nuser", max_size=20), min_size=1, max_size=5).filter(lambda words: len(words) % 2),
+)
+def test_a_transcript_is_read_back_as_its_turns(with_system, contents):
+    roles = ["user", "assistant"] * 3
+    turns = [Message(role=role, content=content) for role, content in zip(roles, contents, strict=False)]
+    turns = [Message(role="system", content="Be brief.")] * with_system + turns
+    prompt = transcript(turns)
+    read = prompt_messages(prompt)
+    assert transcript([Message(**one) for one in read]) == prompt  # whatever it was taken for
+    if len(turns) > 1 and not any("\n\nuser: " in turn.content for turn in turns):
+        assert read == [turn.model_dump() for turn in turns]
+
+
+def test_what_is_no_transcript_stays_one_message():
+    for prompt in (
+        "Name a fruit.",
+        "user: Hi.",  # one message alone has no role before it
+        "user: Hi.\n\nassistant: Yes?",  # nothing is left to answer
+        "assistant: Hi.\n\nuser: Yes?",
+        "user: Hi.\n\nuser: Hello?",
+        "As in user: Hi.\n\nassistant: Yes?\n\nuser: Go.",
+        "",
+    ):
+        assert prompt_messages(prompt) == [{"role": "user", "content": prompt}]
 
 
 def test_one_message_is_its_words_and_several_are_a_transcript():
