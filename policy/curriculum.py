@@ -29,6 +29,7 @@ from policy.group import check_groups, run_grpo, run_rloo
 from policy.plan import PlannedStage, differing, plan
 from policy.ppo import check_ppo, run_ppo
 from policy.prompts import require_pad
+from policy.stage import processes
 from policy.stage_prompts import StagePrompts, all_held_out, families, gather
 from policy.step_rewards import StepRewards
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
@@ -53,6 +54,8 @@ def run_curriculum(config: CurriculumConfig) -> dict[str, Any]:
     Returns what curriculum.json holds (docs/curricula.md names every key). Raises UserError on bad input, naming the
     stage, before anything is written; on what only shows later, such as a filter that leaves no prompt, when it shows.
     """
+    if processes().num_processes > 1:
+        raise UserError("curriculum: runs in one process; start it without torchrun, or each stage by its own command")
     stages = plan(config)
     parts = gather(stages, _limit(config))
     for stage, part in zip(stages, parts, strict=True):
@@ -81,7 +84,7 @@ def run_curriculum(config: CurriculumConfig) -> dict[str, Any]:
     }
     write_json(folder / "curriculum.json", report)
     show(report)
-    console.print(f"policy: {report['policy']}, report: {folder / 'curriculum.json'}", soft_wrap=True)
+    console.print(f"policy: {report['policy']}, report: {folder / 'curriculum.json'}", soft_wrap=True, markup=False)
     return report
 
 
@@ -127,7 +130,7 @@ def train(stage: PlannedStage, console: Console) -> None:
     """Run ``stage`` to its end; where it is finished, only make sure that it was the same stage."""
     if (stage.folder / _LAST).is_file():
         start_run(stage.folder, asdict(stage.run), resume=True)
-        console.print(f"finished before: {stage.folder}", soft_wrap=True)
+        console.print(f"finished before: {stage.folder}", soft_wrap=True, markup=False)
         return
     _RUNS[stage.algorithm](stage.run)
     gc.collect()  # models that refer to themselves: the next stage loads its own

@@ -73,8 +73,9 @@ def plan(config: CurriculumConfig) -> list[PlannedStage]:
 
 
 def differing(stages: Sequence[PlannedStage]) -> list[str]:
-    """Options that bear on how a policy is measured and that the stages do not share, so that they compare badly."""
-    names = ("response_length", "temperature", "seed", "use_verifiers", "reward_model", "reward")
+    """Options that gold depends on and that the stages do not share, so that they compare badly."""
+    by_code = all(stage.run.judge == "verifier" for stage in stages)  # whatever is asked of the reward model
+    names = ["response_length", "temperature", "seed", *([] if by_code else ["use_verifiers"])]
     return [name for name in names if len({getattr(stage.run, name) for stage in stages}) > 1]
 
 
@@ -87,7 +88,7 @@ def _head(number: int, stage: Mapping[str, Any]) -> tuple[str, str]:
     name, algorithm = stage.get("name"), stage.get("algorithm")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(f"stage {number}: 'name' must be letters, digits, '.', '-' and '_', got {name!r}; give one")
-    if algorithm not in ALGORITHMS:
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         among = ", ".join(ALGORITHMS)
         raise UserError(f"{_where(number, name)}: 'algorithm' must be one of {among}, got {algorithm!r}; give one")
     return name, algorithm

@@ -17,7 +17,7 @@ from policy.cli import main
 from policy.config import CurriculumConfig, GrpoConfig, PromptChoice
 from policy.curriculum_report import Outcome, family_rows, read_rewards, stage_rows, summarise
 from policy.options import build_parser, parse
-from policy.plan import plan
+from policy.plan import differing, plan
 from policy.stage_prompts import StagePrompts, gather
 from rm.backbone import load_causal_lm
 from rm.scorer import RubricScorer
@@ -232,6 +232,7 @@ TONE_STAGE = "stage 2 (tone)"
         (1, {"filter": 3}, f"{TONE_STAGE}: 'filter' is a section"),
         (1, {"name": "form"}, "stage 2 (form): another stage has this name"),
         (1, {"name": "a/b"}, "stage 2: 'name' must be letters, digits"),
+        (1, {"algorithm": ["ppo"]}, f"{TONE_STAGE}: 'algorithm' must be one of ppo, grpo, rloo, got ['ppo']"),
         (1, {"algorithm": "dpo"}, f"{TONE_STAGE}: 'algorithm' must be one of ppo, grpo, rloo, got 'dpo'"),
         (1, {"policy": "x"}, f"{TONE_STAGE}: 'policy' is of the whole curriculum; move it out"),
         (1, {"judge": "local"}, f"{TONE_STAGE}: 'judge' must be the same in all stages; move it to 'common'"),
@@ -270,6 +271,15 @@ def test_stages_must_agree_on_what_is_held_out_and_on_ids(run, recipe, tmp_path,
     write_judged(tmp_path / "others.jsonl", [one.model_copy(update={"prompt": one.prompt + "!"}) for one in others])
     assert run() == 2
     assert "stage 2 (tone): prompt_id 'tone-0' is another one in stage 1 (form)" in capsys.readouterr().err
+
+
+def test_options_that_gold_depends_on_are_told_where_stages_differ(recipe):
+    recipe["stages"][1] |= {"use_verifiers": False, "response_length": 7, "lora_rank": 4}
+    stages = plan(CurriculumConfig(**recipe))
+    assert differing(stages) == ["response_length"]  # code is the judge, whoever answers as the reward model
+    for stage in stages:
+        stage.run.judge = "local"
+    assert differing(stages) == ["response_length", "use_verifiers"]
 
 
 def test_the_report_by_hand():
