@@ -18,6 +18,7 @@ from typing import Any
 from policy.config import (
     DEMO_SETS,
     BonConfig,
+    CurriculumConfig,
     DemoConfig,
     GrpoConfig,
     OnlineDpoConfig,
@@ -334,6 +335,15 @@ STAGES = {
         tabulates=True,
         quick=True,
     ),
+    "curriculum": Stage(
+        CurriculumConfig,
+        "policy.curriculum:run_curriculum",
+        "The stages are written in the --config file. Where a stage ends, the next one begins, and that is its "
+        "reference, too. Before a stage its prompts may be filtered by what the policy earns on them. All are measured "
+        "on the same held-out prompts, whole and by family. Finished stages are not run again: --resume true goes on.",
+        "--config curriculum --output runs/curriculum",
+        tabulates=True,
+    ),
     "demo": Stage(
         DemoConfig,
         "policy.demo:run_demo",
@@ -522,6 +532,7 @@ _KNOWN_WARNINGS = (
     r"You are importing from 'trl.experimental'",
     r"`is_gradient_checkpointing` is deprecated",  # peft asks transformers by the old name
     r"`gradient_checkpointing` is deprecated",  # so does trl
+    r"Could not find a config file in .* will assume that the vocabulary",  # peft, of an adapter below another
 )
 _KNOWN_LOGS = (
     ("transformers.generation.utils", "Passing `generation_config` together with"),  # trl's PPO does

@@ -1,7 +1,7 @@
 """Configurations of the RL stage and of the whole demo. Never imports torch, so `--help` answers at once."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rm.config import AuditConfig, CalibrateConfig, RewardKind, TrainConfig
 from rubric_data.config import EMBEDDED, JudgeConfig
@@ -32,7 +32,7 @@ class RlConfig:
     output: str  # run folder; what was learnt is written into its adapter/, or with lora_rank 0 its model/, folder
     data: str = "builtin"  # prompts with rubrics: train + validation prompts are trained on, test prompts evaluated
     reward: RewardKind = "proxy"  # what is paid: mean of the verdicts; the judge's expected reward; its lower bound
-    policy: str = "smollm2"  # model folder, hub id or 'smollm2'
+    policy: str = "smollm2"  # model folder, hub id or 'smollm2'; or adapter/ of a run, trained on from there
     judge: Literal["verifier", "local", "openai", "systemone"] = "verifier"  # who gives the gold reward
     judge_model: str = EMBEDDED  # local: model folder, hub id or 'smollm2'; openai, systemone: its name at the endpoint
     judge_base_url: str | None = None  # openai, systemone: e.g. http://127.0.0.1:8000/v1
@@ -175,3 +175,36 @@ class PageConfig:
     runs: list[str]  # folders of ppo, grpo, rloo or online-dpo; runs that go on show what they have so far
     output: str | None = None  # HTML file; unset: run.html in the folder, of one run only
     overwrite: bool = False  # replace the output if it is there; a run's run.html always is
+
+
+@dataclass
+class PromptChoice:
+    """Which prompts of its data a stage of a curriculum takes; all that is given must hold."""
+
+    ids: list[str] | None = None  # of a prompt_id like one of these, where * stands for anything
+    sources: list[str] | None = None  # of one of these sources
+    tags: list[str] | None = None  # with a criterion that has one of these tags
+    verifiable: bool | None = None  # true: code answers every criterion; false: a model answers some
+
+
+@dataclass
+class PromptFilter:
+    """Keep a stage's prompts on which the policy that it begins with earns middling rewards, and differing ones."""
+
+    samples: int = 4  # responses of the policy to each prompt, as long and as hot as the stage's rollouts
+    low: float = 0.25  # quantile of the prompts' mean rewards; a prompt below is dropped as too hard
+    high: float = 0.75  # the same; a prompt above is dropped as too easy
+    min_spread: float = 0.05  # least standard deviation of a prompt's rewards, which lie in [0, 1]
+
+
+@dataclass
+class CurriculumConfig:
+    """Train a policy in stages by PPO, GRPO or RLOO, each from where the one before ended; see docs/curricula.md."""
+
+    stages: list[dict[str, Any]]  # in order; each has name, algorithm, options of it, and may have prompts and filter
+    output: str  # folder of all; a stage's run folder is OUTPUT/<number>-<name>, the report OUTPUT/curriculum.json
+    policy: str = "smollm2"  # that the first stage begins with: model folder, hub id, 'smollm2', or adapter/ of a run
+    common: dict[str, Any] = field(default_factory=dict)  # what all stages would say; what a stage says itself wins
+    eval_prompts: int | None = None  # first held-out prompts of each stage's data only; unset means all
+    families: Literal["stage", "source", "tag"] = "stage"  # report held-out prompts by the stages they fit, or by these
+    resume: bool = False  # go on with an interrupted curriculum; stages to come may have changed, or be more

@@ -60,7 +60,6 @@ def run_rloo(config: RlooConfig) -> dict[str, Any]:
 
 
 def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
-    check(config)
     check_groups(config)
     return run_by(config, build_trainer, describe)
 
@@ -81,7 +80,8 @@ def run_by(
 
 
 def check_groups(config: GroupConfig) -> None:
-    """Raise UserError where an update would not hold whole groups."""
+    """Raise UserError on values that would fail later, and where an update would not hold whole groups."""
+    check(config)
     if config.group_size < 2:
         raise UserError(f"group_size: must be at least 2, got {config.group_size}; a group is what rewards compare")
     if config.batch_size % config.group_size:

@@ -193,6 +193,46 @@ def locate(name: str) -> Path:
     raise UserError(f"{name}: {fault}; give a YAML file, or the name of a recipe: {', '.join(recipe_names())}")
 
 
+def from_content(
+    config_class: type[Config], content: Mapping[str, Any], where: str, own: Mapping[str, Any] | None = None
+) -> Config:
+    """The config that ``content`` describes, which is a part of a recipe, as YAML has it.
+
+    ``own``: options that the caller sets itself, by dotted key; ``content`` may not give them. Raises UserError that
+    begins with ``where`` on a key that is unknown, of a wrong type, or missing.
+    """
+    own = own or {}
+    options = {option.key: option for option in options_of(config_class, tuple(own))}
+    check_content(where, content, options, tuple(own))
+    given = {key: _as_hint(value, options[key].hint) for key, value in _leaves(content, "", options)}
+    missing = [key for key, option in options.items() if option.default is dataclasses.MISSING and key not in given]
+    if missing:
+        raise UserError(f"{where}: '{missing[0]}' is missing ({options[missing[0]].help}); give it")
+    return _build(config_class, {**given, **own})
+
+
+def check_content(
+    where: str, content: Mapping[Any, Any], options: Mapping[str, Option], hidden: Sequence[str] = ()
+) -> None:
+    """Raise UserError that begins with ``where`` at the first key that is unknown, or whose value has a wrong type."""
+    _check_keys(where, "", content, options, hidden)
+
+
+def _leaves(content: Mapping[str, Any], prefix: str, options: Mapping[str, Option]) -> Iterator[tuple[str, Any]]:
+    """The values of ``content`` by the dotted keys of ``options``."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if key in options:
+            yield key, value
+        else:
+            yield from _leaves(value, f"{key}.", options)
+
+
+def _as_hint(value: Any, hint: Any) -> Any:
+    """A whole number as a float where that is asked for: YAML has them without a point."""
+    return float(value) if value is not None and _without_none(hint) is float else value
+
+
 def check_recipe(path: Path, options: Mapping[str, Option], hidden: Sequence[str] = ()) -> None:
     """Raise UserError at the first key of the YAML file ``path`` that is unknown, or whose value has a wrong type."""
     try:
@@ -208,7 +248,7 @@ def check_recipe(path: Path, options: Mapping[str, Option], hidden: Sequence[str
         raise UserError(f"{path}{where}: broken YAML ({problem}); correct the line") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no options; write lines of the form 'option: value'")
-    _check_keys(str(path), "", content, options, hidden)
+    check_content(str(path), content, options, hidden)
 
 
 def _check_keys(
@@ -253,8 +293,10 @@ def _fits(value: object, hint: Any) -> bool:
         return value is None or _fits(value, _without_none(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if hint == list[str]:
-        return isinstance(value, list) and all(type(item) is str for item in value)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is hint
@@ -268,6 +310,8 @@ def expectation(hint: Any) -> str:
         return f"one of {', '.join(str(choice) for choice in get_args(hint))}"
     if hint == list[str]:
         return "a list such as [a, b]"
+    if get_origin(hint) in (list, dict):
+        return "a section of options" if get_origin(hint) is dict else "a list of sections of options"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
@@ -293,7 +337,9 @@ def _explain(message: str, options: Mapping[str, Option], hidden: Sequence[str])
     return message
 
 
-def _build(config_class: type[Config], namespace: Namespace, prefix: str = "", default: Any = None) -> Config:
+def _build(
+    config_class: type[Config], namespace: Namespace | Mapping[str, Any], prefix: str = "", default: Any = None
+) -> Config:
     """An instance of ``config_class`` from ``namespace``; what is absent there is taken from ``default``."""
     hints, values = get_type_hints(config_class), {}
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]

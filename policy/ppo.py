@@ -60,10 +60,7 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     steps and seconds.
     Raises UserError on bad input, before anything is written.
     """
-    require_trl()
-    check(config, ("ppo_epochs", "critic_layers"))
-    if config.mask_unfinished and config.missing_eos_penalty is not None:
-        raise UserError("missing_eos_penalty: mask_unfinished leaves nothing to take it from; set only one of the two")
+    check_ppo(config)
     cast = load(config)
     adapter = RubricRewardAdapter(
         cast.payer, cast.tokenizer, cast.training, cast.rewards, mask_unfinished=config.mask_unfinished
@@ -71,6 +68,14 @@ def run_ppo(config: PolicyConfig) -> dict[str, Any]:
     critic = build_critic(config.critic_from, config.critic_layers, cast.model, cast.tokenizer, cast.scorer)
     folder = begin(config)
     return run_around(config, cast, folder, lambda: train(config, folder, cast, adapter, critic))
+
+
+def check_ppo(config: PolicyConfig) -> None:
+    """Raise UserError on values that would fail later, and if the installed TRL has no PPO."""
+    require_trl()
+    check(config, ("ppo_epochs", "critic_layers"))
+    if config.mask_unfinished and config.missing_eos_penalty is not None:
+        raise UserError("missing_eos_penalty: mask_unfinished leaves nothing to take it from; set only one of the two")
 
 
 def require_trl() -> ModuleType:

@@ -1,7 +1,11 @@
-"""Find and load causal language models: a folder, a hub id, or the embedded SmolLM2. Owns the model cache."""
+"""Find and load causal language models: a folder, a hub id, the embedded SmolLM2, or any of them under an adapter.
+
+Owns the model cache, and what an adapter's folder stands on.
+"""
 
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +14,8 @@ from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,6 +28,7 @@ from transformers import (
 from rubric_data.config import EMBEDDED
 from rubric_data.errors import UserError
 
+_ADAPTER = "adapter_config.json"  # peft's, in the folder of an adapter
 _PAD = "<|endoftext|>"  # id 0; SmolLM2 ships pad = eos, which makes "the last token" ambiguous
 
 
@@ -92,7 +99,10 @@ def _unpack_embedded(folder: Path) -> None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``name``, with a pad token."""
+    """The tokenizer of ``name``, with a pad token; of an adapter's folder that has none, its base's."""
+    base = adapter_base(name)
+    if base is not None and not Path(name, "tokenizer_config.json").is_file():
+        return load_tokenizer(base)
     tokenizer = _load(AutoTokenizer, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -100,8 +110,47 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(name: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None) -> PreTrainedModel:
-    """The causal language model ``name`` in ``dtype``, on CPU, in eval mode. Raises UserError if not found."""
-    return _load(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention).eval()
+    """The causal language model ``name`` in ``dtype``, on CPU, in eval mode. Raises UserError if not found.
+
+    Of an adapter's folder: its base with the adapter merged, which changes what the two compute only by rounding to
+    ``dtype``. An adapter that is trained on top of that names the folder as its own base, so they may stand on each
+    other.
+    """
+    base = adapter_base(name)
+    if base is None:
+        model = _load(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention)
+        if getattr(model, "_hf_peft_config_loaded", False):  # transformers would leave it unmerged below another
+            raise UserError(f"model {name!r}: is an adapter; download it, and give its folder")
+        return model.eval()
+    model = load_causal_lm(base, dtype=dtype, attention=attention)
+    try:
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"adapter {name}: cannot be put on its base {base} ({reason}); give the adapter of a run"
+        ) from None
+    model.name_or_path = str(Path(name).resolve())
+    return model.eval()
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that the adapter in the folder ``name`` was trained on; None if that is no adapter's folder.
+
+    Raises UserError if its configuration cannot be read, or the base is a folder that is gone.
+    """
+    path = Path(name, _ADAPTER)
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}: does not say what the adapter was trained on; set base_model_name_or_path")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise UserError(f"adapter {name}: was trained on {base}, which is gone; set base_model_name_or_path in {path}")
+    return base
 
 
 def _load(auto_class: Any, name: str, **options: object):

@@ -33,7 +33,7 @@ def run_filter(config: FilterConfig) -> dict[str, Any]:
     Prompts of the validation and test splits are passed on untouched, so that what is measured on them stays
     comparable. Returns the report. Raises UserError on bad input, and if no prompt is left to train on.
     """
-    _check(config)
+    check_thresholds(config)
     records = load_verdicts(config.data) if config.reward_model is None else load_data(config.data)
     training = [record for record in records if record.split not in _HELD_OUT]
     if not training:
@@ -100,7 +100,8 @@ def plot(path: str | Path, choice: Choice, min_spread: float) -> None:
         figure.savefig(temporary, dpi=130, format="png")
 
 
-def _check(config: FilterConfig) -> None:
+def check_thresholds(config: FilterConfig) -> None:
+    """Raise UserError on values out of range."""
     if not 0 <= config.low < config.high <= 1:
         raise UserError(f"low, high: must be quantiles with 0 <= low < high <= 1, got {config.low}, {config.high}")
     if not 0 <= config.min_spread <= 0.5:
@@ -113,12 +114,17 @@ def _scorer(config: FilterConfig, records: Sequence[JudgedResponse]) -> "RubricS
     """The reward model whose rewards decide, if there is one."""
     if config.reward_model is None:
         return None
-    from rm.scorer import RubricScorer  # imports torch
+    import torch
+
+    from rm.scorer import RubricScorer
 
     if config.use_verifiers:
         check_verifiers(records)
     return RubricScorer.from_pretrained(
-        config.reward_model, tokens_per_batch=config.tokens_per_batch, use_verifiers=config.use_verifiers
+        config.reward_model,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        tokens_per_batch=config.tokens_per_batch,
+        use_verifiers=config.use_verifiers,
     )
 
 
