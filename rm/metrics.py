@@ -358,6 +358,27 @@ def precision_at(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, 
     return Ratio(np.where(counts, hits, 0), counts.astype(float))
 
 
+def exploitation(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, top: float) -> Ratio:
+    """Share of a prompt's best by the prediction that lie in the worse half by the judge, averaged over prompts.
+
+    The best are ceil(``top`` * n) of n; of responses the prediction ties on, any is as likely to be taken. A response
+    lies in the worse half if the judge ranks more of the prompt's responses above it than below, so those at the
+    median do not. A prompt counts if the judge tells two of its responses apart. A constant prediction has the rate of
+    chance, which is at most a half unless many tie at the bottom.
+    """
+    worse_B = quantiles(gold_B, prompt_B) < 0.5
+    total, defined = np.zeros(prompts), np.zeros(prompts)
+    for prompt in np.unique(prompt_B):
+        members = prompt_B == prompt
+        if worse_B[members].any():
+            chosen = max(1, int(np.ceil(top * members.sum() - 1e-9)))
+            defined[prompt] = 1
+            total[prompt] = (
+                among_best(proxy_B[members], np.zeros(members.sum(), int), chosen) @ worse_B[members] / chosen
+            )
+    return Ratio(total, defined)
+
+
 def best_of_n_weights(proxy_N: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:
     """The chance that each of N samples is the best by proxy in a random subset of n of them, (S, N).
 
