@@ -37,26 +37,33 @@ class Scorer(Protocol):
 class Rollout:
     """One response of the policy as the reward model saw it.
 
-    ``reward`` in [0, 1], NaN where the scorer gave none; ``tokens`` counts the end token; ``finished``: whether
-    the response has one. ``paid`` is what the trainer gets, NaN likewise: the same, unless the aggregation says
-    otherwise. ``doubt``: standard deviation of ``reward`` by the model's posterior, NaN without one.
+    ``tokens`` counts the end token; ``finished``: whether the response has one. ``paid`` is what the trainer gets, NaN
+    for nothing: `reward`, unless the aggregation says otherwise.
     """
 
     prompt: RubricPrompt
     response: str
-    reward: float
+    scored: Scored
     tokens: int
     finished: bool
     paid: float
-    doubt: float = math.nan
 
     @classmethod
     def of(
         cls, prompt: RubricPrompt, response: str, ids: Sequence[int], scored: Scored, paid: float, end_token: int | None
     ) -> Self:
-        """The rollout of ``ids``, whose text is ``response``, as ``scored``; ``paid`` is NaN for no reward."""
-        doubt = math.nan if scored.doubt is None else scored.doubt.reward
-        return cls(prompt, response, scored.reward, len(ids), end_token in ids, paid, doubt)
+        """The rollout of ``ids``, whose text is ``response``, as ``scored``."""
+        return cls(prompt, response, scored, len(ids), end_token in ids, paid)
+
+    @property
+    def reward(self) -> float:
+        """The scorer's, in [0, 1]; NaN where it gave none."""
+        return self.scored.reward
+
+    @property
+    def doubt(self) -> float:
+        """Standard deviation of `reward` by the model's posterior; NaN without one."""
+        return math.nan if self.scored.doubt is None else self.scored.doubt.reward
 
 
 class RubricRewardAdapter(nn.Module):

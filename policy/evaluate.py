@@ -12,6 +12,7 @@ from policy.prompts import RubricPrompt
 from rm.metrics import Estimate, estimate, mean, resample_counts
 from rm.sampling import Completion, sample
 from rubric_data.judges import Judge, JudgeRequest
+from rubric_data.records import Rubric, Verdict
 from rubric_data.reward import rubric_reward
 
 
@@ -76,26 +77,29 @@ def evaluate_policy(
     flat = [(prompt, one.text) for prompt, row in zip(prompts, completions, strict=True) for one in row]
     asked, texts = [prompt for prompt, _ in flat], [text for _, text in flat]
     scored = scorer.score([prompt.prompt for prompt in asked], texts, [prompt.rubric for prompt in asked])
+    gold = gold_verdicts(judge, asked, texts)
     shape = (len(prompts), samples)
     return PolicyEvaluation(
         prompts=list(prompts),
         completions=completions,
-        gold_PS=np.reshape(gold_rewards(judge, asked, texts), shape),
+        gold_PS=np.reshape([gold_reward(prompt.rubric, own) for prompt, own in zip(asked, gold, strict=True)], shape),
         proxy_PS=np.reshape([item.reward for item in scored], shape),
         tokens_PS=np.reshape([len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts], shape),
     )
 
 
-def gold_rewards(judge: Judge, prompts: Sequence[RubricPrompt], responses: Sequence[str]) -> list[float]:
-    """The judge's reward of each response under its prompt's rubric; NaN where every criterion is masked."""
+def gold_verdicts(judge: Judge, prompts: Sequence[RubricPrompt], responses: Sequence[str]) -> list[tuple[Verdict, ...]]:
+    """The judge's verdicts on each response, in the order of its prompt's rubric."""
     requests = [
         JudgeRequest(prompt.prompt, response, prompt.rubric.criteria)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return [
-        rubric_reward(prompt.rubric, [math.nan if verdict.value is None else verdict.value for verdict in verdicts])
-        for prompt, verdicts in zip(prompts, judge.judge(requests), strict=True)
-    ]
+    return [tuple(verdicts) for verdicts in judge.judge(requests)]
+
+
+def gold_reward(rubric: Rubric, verdicts: Sequence[Verdict]) -> float:
+    """The reward of verdicts in the rubric's order; NaN where every criterion is masked."""
+    return rubric_reward(rubric, [math.nan if verdict.value is None else verdict.value for verdict in verdicts])
 
 
 def mean_estimate(values_P: np.ndarray, *, bootstrap: int = 2000, seed: int = 0) -> Estimate:

@@ -140,7 +140,7 @@ def train(
     rows = rows_until(checkpoint, folder / METRICS)
     reward.step = len(rows)
     trainer = build_trainer(config, folder / CHECKPOINTS, cast, reward)
-    watch = gold_watch(config, cast, trainer.model, folder)
+    watch = gold_watch(config, cast, trainer.model, folder, done=len(rows))
     if checkpoint is not None:
         watch.load(checkpoint)
     log = StepLog(config, folder / METRICS, watch, reward.take_rollouts, describe, rows)

@@ -9,26 +9,30 @@ from transformers import PreTrainedTokenizerBase
 from rm.sampling import render_chat
 from rubric_data.errors import UserError
 from rubric_data.programmatic import is_programmatic
-from rubric_data.records import Criterion, JudgedResponse, Rubric
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Split
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RubricPrompt:
-    """A prompt and the rubric its responses are rewarded by."""
+    """A prompt, the rubric its responses are rewarded by, and where both come from."""
 
     prompt_id: str
     prompt: str
     rubric: Rubric
+    split: Split | None = None
+    source: str = ""
+    licence: str = ""
 
 
 def rubric_prompts(records: Iterable[JudgedResponse]) -> list[RubricPrompt]:
     """Each different (prompt, rubric) of ``records`` once, in order of first appearance."""
     found: dict[tuple[str, str], RubricPrompt] = {}
     for record in records:
-        key = (record.prompt, record.rubric.id)
-        found.setdefault(key, RubricPrompt(record.prompt_id, record.prompt, record.rubric))
+        origin = (record.split, record.source, record.licence)
+        prompt = RubricPrompt(record.prompt_id, record.prompt, record.rubric, *origin)
+        found.setdefault((record.prompt, record.rubric.id), prompt)
     return list(found.values())
 
 

@@ -5,8 +5,9 @@ and `policy.group`; what a policy's responses are worth is `policy.evaluate`, wh
 the judge in the loop `policy.watching`.
 
 The run folder: config.json, metrics.jsonl (one row an update, written as it ends), adapter/ (LoRA weights and
-tokenizer), best/step-N/ (the same of the policy with the best gold reward), samples.jsonl (the test prompts' responses
-before and after), curves.png, result.json.
+tokenizer), best/step-N/ (the same of the policy with the best gold reward), judged.jsonl and scores.jsonl (the rollouts
+that were judged: `policy.rollouts`), samples.jsonl (the test prompts' responses before and after), curves.png,
+result.json.
 """
 
 import json
@@ -38,6 +39,7 @@ from policy.checkpoint import BestAdapter, save_adapter
 from policy.config import RlConfig
 from policy.evaluate import PolicyEvaluation, evaluate_policy, mean_estimate, paired_difference
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
+from policy.rollouts import JudgedRollouts
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
 from policy.watching import DECLINE, GoldFell, GoldWatch, OnAlarm, planned_looks
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype
@@ -233,12 +235,13 @@ def evaluate(
     )
 
 
-def gold_watch(config: RlConfig, cast: Cast, policy: PeftModel, folder: Path) -> GoldWatch:
-    """The judge's watch over ``policy``; the best of it is kept in the run's ``folder``."""
+def gold_watch(config: RlConfig, cast: Cast, policy: PeftModel, folder: Path, done: int = 0) -> GoldWatch:
+    """The judge's watch over ``policy``, after ``done`` updates; what it keeps is in the run's ``folder``."""
     sample = gold_sample(config)
     return GoldWatch(
         cast.judge,
         BestAdapter(policy, cast.tokenizer, folder / "best"),
+        JudgedRollouts(folder, done),
         steps=config.steps,
         sample=sample,
         looks=planned_looks(config.steps, sample, config.gold_budget),

@@ -16,7 +16,8 @@ import numpy as np
 
 from policy.adapter import Rollout
 from policy.checkpoint import BestAdapter
-from policy.evaluate import gold_rewards
+from policy.evaluate import gold_reward, gold_verdicts
+from policy.rollouts import JudgedRollouts
 from policy.watch import Fall, GoldEstimate, Slope, Trend, draw, estimate_gold, inclusion
 from rubric_data.errors import UserError
 from rubric_data.files import write_json
@@ -35,14 +36,24 @@ class GoldFell(Exception):
 class GoldWatch:
     """Looks at an update's rollouts through the judge, and keeps the policy that wrote the best ones in ``best``.
 
-    ``sample`` rollouts are judged at each of ``looks`` updates, spread evenly over ``steps``. A growing distance
-    between proxy and gold only warns, as gold may rise meanwhile; a decline of gold does what ``on_alarm`` says.
+    ``sample`` rollouts are judged at each of ``looks`` updates, spread evenly over ``steps``, and kept in ``judged``. A
+    growing distance between proxy and gold only warns, as gold may rise meanwhile; a decline of gold does what
+    ``on_alarm`` says.
     """
 
     def __init__(
-        self, judge: Judge, best: BestAdapter, *, steps: int, sample: int, looks: int, on_alarm: OnAlarm, seed: int
+        self,
+        judge: Judge,
+        best: BestAdapter,
+        judged: JudgedRollouts,
+        *,
+        steps: int,
+        sample: int,
+        looks: int,
+        on_alarm: OnAlarm,
+        seed: int,
     ) -> None:
-        self._judge, self._best = judge, best
+        self._judge, self._best, self._judged = judge, best, judged
         self._steps, self._sample, self._looks, self._seed = steps, sample, looks, seed
         self._on_alarm = on_alarm
         self._slope, self._gold, self._closeness = Slope(), Trend(looks), Trend(looks)
@@ -110,8 +121,10 @@ class GoldWatch:
         chance_N = inclusion(self._sample, proxy_N, np.array([rollout.doubt for rollout in rollouts]))
         drawn = np.flatnonzero(draw(chance_N, np.random.default_rng([self._seed, step])))
         asked = [rollouts[place] for place in drawn.tolist()]
+        verdicts = gold_verdicts(self._judge, [one.prompt for one in asked], [one.response for one in asked])
+        self._judged.add(step, asked, verdicts)
         gold_N = np.full(len(rollouts), np.nan)
-        gold_N[drawn] = gold_rewards(self._judge, [one.prompt for one in asked], [one.response for one in asked])
+        gold_N[drawn] = [gold_reward(one.prompt.rubric, own) for one, own in zip(asked, verdicts, strict=True)]
         prompt_N = np.array([rollout.prompt.prompt_id for rollout in rollouts])
         estimate = estimate_gold(proxy_N, gold_N, chance_N, prompt_N, self._slope.value)
         self._slope.add(proxy_N, gold_N, chance_N)

@@ -28,7 +28,18 @@ _READ = ["prompt_id", "response_id", "reward", "criteria"]
 def write_scores(path: str | Path, records: Sequence[JudgedResponse], scored: Sequence["Scored"]) -> None:
     """Write the scores of ``records`` atomically, JSON Lines or Parquet by the suffix (docs/data.md has the fields)."""
     path = Path(path)
-    rows = [
+    rows = score_rows(records, scored)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+        else:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def score_rows(records: Sequence[JudgedResponse], scored: Sequence["Scored"]) -> list[dict[str, Any]]:
+    """The rows of a file of scores (docs/data.md has the fields)."""
+    return [
         {
             "prompt_id": record.prompt_id,
             "response_id": record.response_id,
@@ -41,12 +52,6 @@ def write_scores(path: str | Path, records: Sequence[JudgedResponse], scored: Se
         }
         for record, item in zip(records, scored, strict=True)
     ]
-    with atomic_path(path) as temporary:
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
-        else:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _criterion_rows(record: JudgedResponse, item: "Scored") -> list[dict[str, Any]]:

@@ -1,7 +1,17 @@
-"""Prompts about fruit, each with one response, for runs of the RL commands on a tiny model."""
+"""Prompts about fruit, each with one response, for runs of the RL commands on a tiny model; rollouts by hand."""
 
+import numpy as np
+
+from policy.adapter import Rollout
+from rm.scorer import Scored
 from rubric_data.io import write_judged
 from rubric_data.records import JudgedResponse
+
+
+def rollout(prompt, text, reward, tokens=2, finished=True, paid=None):
+    """What the scorer answers with ``reward`` on every criterion; paid the same unless told."""
+    probs = np.full(len(prompt.rubric.criteria), reward)
+    return Rollout(prompt, text, Scored(probs, probs, reward, 0), tokens, finished, reward if paid is None else paid)
 
 
 def write_fruit(path, rubric, splits):

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.evaluate import PolicyEvaluation, evaluate_policy, gold_rewards, mean_estimate, paired_difference
+from policy.evaluate import (
+    PolicyEvaluation,
+    evaluate_policy,
+    gold_reward,
+    gold_verdicts,
+    mean_estimate,
+    paired_difference,
+)
 from policy.prompts import RubricPrompt
 from rm.backbone import load_causal_lm, load_tokenizer
 from rm.sampling import Completion
@@ -72,8 +79,12 @@ def test_gold_is_the_rubrics_reward_of_the_verdicts():
         def judge(self, requests):
             return [(Verdict(criterion_id="a", value=1.0), Verdict(criterion_id="b", value=0.0)) for _ in requests]
 
-    assert gold_rewards(Judge(), PROMPTS[:1], ["x"]) == [0.75]  # (3 * 1 + 1 * 0) / 4
-    assert gold_rewards(FixedJudge(), PROMPTS[:1], ["x"]) == [1.0]  # the masked one does not count
+    def gold(judge):
+        [verdicts] = gold_verdicts(judge, PROMPTS[:1], ["x"])
+        return gold_reward(RUBRIC, verdicts)
+
+    assert gold(Judge()) == 0.75  # (3 * 1 + 1 * 0) / 4
+    assert gold(FixedJudge()) == 1.0  # the masked one does not count
 
 
 def test_prompt_means_leave_masked_responses_out():

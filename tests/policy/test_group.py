@@ -10,7 +10,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy import group, stage
-from policy.adapter import Rollout
 from policy.cli import main
 from policy.config import GrpoConfig, RlooConfig
 from policy.group import RecordedReward, check_groups, describe, prompt_order, rows_until
@@ -20,7 +19,7 @@ from rm.posterior import Doubt
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import rollout, write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -117,7 +116,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_pa
 
 
 def test_a_row_of_metrics_by_hand():
-    rollouts = [Rollout(PROMPT, "a", 0.5, 2, True, 0.5), Rollout(PROMPT, "b", math.nan, 4, False, math.nan)]
+    rollouts = [rollout(PROMPT, "a", 0.5), rollout(PROMPT, "b", math.nan, 4, False)]
     logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan, "criteria/tone": 0.75}
     assert describe({**logs, "reward": 0.5}, rollouts) == {
         "kl": 1.5,
@@ -148,7 +147,8 @@ def test_rollouts_are_paid_by_prompt_and_update_and_kept_until_taken():
     asked = {"completion_ids": [[5, 2], [5, 6, 7]], "place": [0, 0]}
     assert recorded([PROMPT.prompt] * 2, answers, told, **asked) == [0.25, None]
     first, second = recorded.take_rollouts()
-    assert first == Rollout(PROMPT, "A.", 0.5, 2, True, 0.25, 0.1)
+    assert (first.prompt, first.response, first.tokens, first.finished) == (PROMPT, "A.", 2, True)
+    assert (first.reward, first.paid, first.doubt) == (0.5, 0.25, 0.1)
     assert math.isnan(second.reward) and math.isnan(second.paid) and math.isnan(second.doubt)
     assert (second.tokens, second.finished) == (3, False)
     assert recorded.take_rollouts() == []

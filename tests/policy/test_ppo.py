@@ -13,7 +13,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy import cli, ppo, stage
-from policy.adapter import Rollout
 from policy.config import AggregationConfig, PolicyConfig
 from policy.evaluate import PolicyEvaluation
 from policy.prompts import RubricPrompt, encode_prompt
@@ -24,7 +23,7 @@ from rubric_data.files import write_text
 from rubric_data.io import read_judged, write_judged
 from rubric_data.programmatic import CodeFirst
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import rollout, write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -76,10 +75,12 @@ def test_two_updates_end_to_end(config, tmp_path, tiny_backbone, capsys):
         "best",
         "config.json",
         "curves.png",
+        "judged.jsonl",
         "metrics.jsonl",
         "origin.json",
         "result.json",
         "samples.jsonl",
+        "scores.jsonl",
     ]
 
     rows = read_lines(run / "metrics.jsonl")
@@ -173,10 +174,10 @@ def test_a_broken_verifier_stops_before_anything_is_loaded_and_a_useless_model_i
 
 def test_a_row_of_metrics_by_hand():
     rollouts = [
-        Rollout(PROMPT, "a", 0.25, 4, True, 0.0),
-        Rollout(PROMPT, "b", math.nan, 6, False, math.nan),
-        Rollout(PROMPT, "c", 0.75, 2, True, 1.0),
-        Rollout(PROMPT, "d", 0.5, 6, False, 0.2),
+        rollout(PROMPT, "a", 0.25, 4, paid=0.0),
+        rollout(PROMPT, "b", math.nan, 6, finished=False),
+        rollout(PROMPT, "c", 0.75, 2, paid=1.0),
+        rollout(PROMPT, "d", 0.5, 6, finished=False, paid=0.2),
     ]
     logs = {
         "objective/kl": 1.5,

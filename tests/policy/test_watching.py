@@ -7,14 +7,13 @@ import torch
 from peft import load_peft_weights
 
 from policy import stage
-from policy.adapter import Rollout
 from policy.cli import main
 from policy.prompts import RubricPrompt
 from policy.watching import GoldFell, GoldWatch, is_due, planned_looks
 from rm.scorer import RubricScorer
 from rubric_data.judges import masked_verdicts
 from rubric_data.records import Criterion, Rubric, Verdict
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import rollout, write_fruit
 
 pytest.importorskip("trl.experimental.ppo", reason="needs TRL with PPO")
 RUBRIC = Rubric(criteria=(Criterion(id="tone", text="is friendly"),))
@@ -62,14 +61,19 @@ class Kept:
 
 
 def batch(reward=0.5):
-    return [
-        Rollout(RubricPrompt(f"p{number}", "Say it.", RUBRIC), "Yes.", reward, 2, True, reward) for number in range(16)
-    ]
+    return [rollout(RubricPrompt(f"p{number}", "Say it.", RUBRIC), "Yes.", reward) for number in range(16)]
+
+
+class Nowhere:
+    """In the place of `JudgedRollouts`: keeps nothing."""
+
+    def add(self, step, rollouts, verdicts):
+        assert len(rollouts) == len(verdicts)
 
 
 def watch(judge, *, steps=8, sample=8, looks=8, on_alarm="warn"):
     kept = Kept()
-    return GoldWatch(judge, kept, steps=steps, sample=sample, looks=looks, on_alarm=on_alarm, seed=0), kept
+    return GoldWatch(judge, kept, Nowhere(), steps=steps, sample=sample, looks=looks, on_alarm=on_alarm, seed=0), kept
 
 
 def test_a_budget_buys_looks_that_are_spread_evenly():
