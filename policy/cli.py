@@ -18,9 +18,11 @@ from typing import Any
 from policy.config import DEMO_SETS, BonConfig, DemoConfig, GrpoConfig, PolicyConfig, RlooConfig
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
+    DEFEND_SETS,
     REFINE_SETS,
     AuditConfig,
     CalibrateConfig,
+    DefendConfig,
     FilterConfig,
     RefineConfig,
     ScoreConfig,
@@ -285,6 +287,16 @@ STAGES = {
         "A rollout's baseline is the mean reward of the others of its prompt; the KL is part of the reward. Otherwise "
         "as `grpo`.",
         "--reward_model runs/train/model --data runs/judge/judged.jsonl --output runs/rloo",
+    ),
+    "rubric defend": Stage(
+        DefendConfig,
+        "rm.defence:run_defend",
+        "A rollout exploits if the reward model ranks it high and the judge far lower. What such rollouts have more "
+        "often than others becomes vetoes, and those are taken that catch them, and spare the good, on prompts which "
+        "nothing was chosen by. `rubric attach` puts them into the data of the next run (docs/hacks.md).",
+        "--runs '[runs/grpo]' --prompts runs/judge/judged.jsonl --output runs/defend",
+        hidden=DEFEND_SETS,
+        tabulates=True,
     ),
     "demo": Stage(
         DemoConfig,

@@ -106,6 +106,22 @@ class Kappa:
         return 1 - _divide(count * gap, by_chance)
 
 
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's correlation over all items together.
+
+    ``sums_P6``: of each prompt the number of items, the sums of both sides, of their squares, and of their products.
+    """
+
+    sums_P6: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        count, first, second, first_squared, second_squared, product = (counts_RP @ self.sums_P6).T
+        spread = np.maximum(count * first_squared - first**2, 0) * np.maximum(count * second_squared - second**2, 0)
+        spread[spread < 1e-18 * count**4] = 0  # one side is constant, but for rounding
+        return _divide(count * product - first * second, np.sqrt(spread))
+
+
 def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn when P prompts are drawn with replacement, (R, P) float64."""
     uniform = np.full(prompts, 1 / prompts)
@@ -275,6 +291,12 @@ def spearman(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prom
 def kendall(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> Ratio:
     """Kendall's tau-b within each prompt, averaged over prompts; constant prompts as in `spearman`."""
     return _mean_within_prompts(lambda a, b: stats.kendalltau(a, b).statistic, gold_B, proxy_B, prompt_B, prompts)
+
+
+def correlation(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> Correlation:
+    """Pearson's correlation of the rewards of all responses, whatever their prompt; undefined where one is constant."""
+    columns = (np.ones(len(gold_B)), gold_B, proxy_B, gold_B**2, proxy_B**2, gold_B * proxy_B)
+    return Correlation(np.column_stack([_per_prompt(column, prompt_B, prompts) for column in columns]))
 
 
 def tail_size(responses: int, tail: float) -> int:

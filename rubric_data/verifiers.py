@@ -84,7 +84,8 @@ _PRAISING = r"(?:accurate|best|complete|comprehensive|correct|excellent|flawless
 _SELF_PRAISE = re.compile(
     rf"\b(?:this|my|the above)\s+(?:\w+\s+)?{_TEXT}\s+(?:is|has been)\s+(?:\w+\s+){{0,3}}?{_PRAISING}\b"
     rf"|\b(?:this|my|the above)\s+(?:\w+\s+)?{_TEXT}\s+(?:fully\s+)?"
-    r"(?:fulfil|follow|meet|satisf|compl|cover|address)\w*\s+(?:with\s+)?(?:all|each|every|the (?:criteria|requirements|rubric|request|instructions))\b"
+    r"(?:fulfil|follow|meet|satisf|compl|cover|address)\w*\s+(?:with\s+)?"
+    r"(?:all|each|every|the (?:criteria|requirements|rubric|request|instructions))\b"
     r"|\b(?:all|each|every)\s+(?:of\s+)?(?:the\s+|your\s+)?(?:criteri\w+|instructions?|requirements?)\s+(?:\w+\s+){0,3}?"
     r"(?:addressed|covered|followed|fulfilled|met|satisfied)\b"
     rf"|\bnothing is (?:missing|wrong)\b|\bnot find a better {_TEXT}\b",
