@@ -72,9 +72,9 @@ class Measured:
         self._counts_RP = metrics.resample_counts(self._prompts, config.bootstrap, config.seed)
 
     def veto(self, value_B: np.ndarray) -> dict[str, Any]:
-        """Recall and false alarm of one veto on either half, the second with intervals."""
-        hit_B = hits(value_B)
-        groups = {"recall": self._role.exploiting_B, "false_alarm": self._role.good_B}
+        """Recall and false alarm of one veto on either half, the second with intervals; of what has a verdict on it."""
+        hit_B, known_B = hits(value_B), ~np.isnan(value_B)
+        groups = {"recall": self._role.exploiting_B & known_B, "false_alarm": self._role.good_B & known_B}
         return {
             "chosen_on": {
                 name: json_number(share(hit_B, group_B & self._chosen_B)) for name, group_B in groups.items()

@@ -232,6 +232,13 @@ def test_precision_at_k():
     assert math.isnan(value(metrics.precision_at(gold, proxy, prompt, 2, 4), 2))
 
 
+def test_correlation_is_pearsons_over_all_prompts():
+    gold, proxy = np.array([0.1, 0.4, 0.9, 0.3]), np.array([0.2, 0.1, 0.8, 0.6])
+    prompt = np.array([0, 0, 1, 2])
+    assert value(metrics.correlation(gold, proxy, prompt, 3), 3) == pytest.approx(np.corrcoef(gold, proxy)[0, 1])
+    assert math.isnan(value(metrics.correlation(gold, np.full(4, 0.3), prompt, 3), 3))
+
+
 def test_exploitation_is_the_share_of_the_chosen_in_the_worse_half():
     gold, prompt = np.array([0.9, 0.5, 0.5, 0.1, 0, 0, 0, 1, 0.3, 0.3]), np.array([0] * 4 + [1] * 4 + [2] * 2)
     proxy = np.array([0.4, 0.9, 0.1, 0.9, 0.5, 0.1, 0.2, 0.6, 1, 0])
