@@ -20,6 +20,7 @@ from rm.defence_report import (
     Measured,
     Mined,
     cluster_rows,
+    half_row,
     of_cluster,
     print_report,
     trait_row,
@@ -35,18 +36,18 @@ from rubric_data.exploits import Roles, halves, roles
 from rubric_data.files import start_run, without, write_json
 from rubric_data.generate import PROMPTS, REPORT, VERSIONS, check_shares
 from rubric_data.io import load_prompts, read_judged, write_judged, write_prompts
-from rubric_data.judges import Judge, spent_by
+from rubric_data.judges import Judge, reason_kind, spent_by
 from rubric_data.labelling import label
 from rubric_data.ledger import FILES, LEDGER, Ledger
 from rubric_data.lint import lint_rubric
 from rubric_data.programmatic import load_verdicts
-from rubric_data.proposer import JOURNAL, Proposal, Proposer, Request, veto_prompt
+from rubric_data.proposer import JOURNAL, Proposer, Request, veto_prompt
 from rubric_data.records import JudgedResponse, PromptRecord, Rubric, Verdict
 from rubric_data.spending import tallied
 from rubric_data.traits import cluster, compare, traits_of
 from rubric_data.verifiers import check_verifiers, prepare
 from rubric_data.versions import Journal, Version, write_versions
-from rubric_data.vetoes import Limits, Veto, extended, from_traits, refusals
+from rubric_data.vetoes import TEMPLATE, Limits, Veto, extended, from_traits, refusals
 
 if TYPE_CHECKING:
     from rm.scorer import RubricScorer
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 JUDGED, SCORES = "judged.jsonl", "scores.jsonl"  # of an RL run, and the first of our own
 _HELD_OUT = "test"
 _FREE = FREE | {"judge.max_masked"} | {f"judge.{name}" for name in FREE}
+_LEAST_UNEXPLAINED = 3  # exploiting rollouts without a cluster that a proposer is asked about
 _EXAMPLE = 1500  # characters of prompt and of response that a proposer is shown
 
 
@@ -205,17 +207,11 @@ def defend(
     scorer: "RubricScorer | None" = None,
 ) -> Found:
     """Mine ``history`` and decide on vetoes; those without a check are answered by ``judge`` or ``scorer``."""
-    table, gold_B, proxy_B = history.table, history.table.reward_B, history.proxy.reward_B
-    role = roles(gold_B, proxy_B, table.prompt_B, top=config.top, excess=config.excess)
-    chosen_B = halves(table.prompt_B, role.exploiting_B, config.seed)
+    gold_B, proxy_B, prompt_B = history.table.reward_B, history.proxy.reward_B, history.table.prompt_B
+    role = roles(gold_B, proxy_B, prompt_B, top=config.top, excess=config.excess)
+    chosen_B = halves(prompt_B, role.exploiting_B, config.seed)
     sizes = {
-        name: {
-            "prompts": len(np.unique(table.prompt_B[half_B])),
-            "rollouts": int(half_B.sum()),
-            "exploiting": int((role.exploiting_B & half_B).sum()),
-            "good": int((role.good_B & half_B).sum()),
-        }
-        for name, half_B in (("chosen_on", chosen_B), ("judged_on", ~chosen_B))
+        name: half_row(history, role, half_B) for name, half_B in (("chosen_on", chosen_B), ("judged_on", ~chosen_B))
     }
     enough = min(half["exploiting"] for half in sizes.values()) >= config.min_exploits
     mined = _mine(history, role, chosen_B, config) if enough else None
@@ -224,9 +220,46 @@ def defend(
     if mined is not None:
         good_R = role.good_B[mined.rows]
         vetoes = from_traits(mined.telling, mined.present, mined.cluster, good_R, config.max_false_alarm)
-        if proposer is not None and mined.telling:
-            vetoes, failures = _proposed(vetoes, proposer, history, role, mined)
+        if proposer is not None:
+            proposed, failures = _proposed(proposer, history, role, mined)
+            vetoes = list({veto.id: veto for veto in [*proposed, *vetoes]}.values())
+            vetoes.sort(key=lambda veto: veto.source != TEMPLATE)  # of equals, what code found is taken
     answerer = _Answerer(history.records, folder, config.judge.max_masked, judge, scorer)
+    value_BV, reasons = _tried(vetoes, answerer, history, role, chosen_B, config)
+    places = [place for place, reason in enumerate(reasons) if reason is None]
+    taken, taken_BV = [vetoes[place] for place in places], value_BV[:, places]
+    measured = Measured(history, role, chosen_B, config)
+    report = {
+        "rollouts": len(history.records),
+        "prompts": history.table.prompts,
+        "exploiting": int(role.exploiting_B.sum()),
+        "good": int(role.good_B.sum()),
+        "halves": sizes,
+        "proposer": proposer.name if proposer else TEMPLATE,
+        "failed_proposals": dict(Counter(failures)),
+        "criteria": wrongly_loved(history, role, config),
+        "traits": [trait_row(one) for one in (mined.telling if mined else [])[:TRAITS_TOLD]],
+        "clusters": cluster_rows(history, mined) if mined else [],
+        "unexplained": sizes["chosen_on"]["exploiting"] - (int((mined.cluster >= 0).sum()) if mined else 0),
+        "vetoes": [
+            veto_row(veto, reason, answerer.name(veto)) | measured.veto(value_BV[:, place])
+            for place, (veto, reason) in enumerate(zip(vetoes, reasons, strict=True))
+        ],
+        "history": measured.rewards(taken, taken_BV),
+        "note": None if enough else f"fewer than min_exploits = {config.min_exploits} exploiting rollouts in a half",
+    }
+    return Found(report, taken, _judged(history.records, taken, taken_BV, answerer))
+
+
+def _tried(
+    vetoes: Sequence[Veto],
+    answerer: "_Answerer",
+    history: History,
+    role: Roles,
+    chosen_B: np.ndarray,
+    config: DefendConfig,
+) -> tuple[np.ndarray, list[str | None]]:
+    """Verdicts on the vetoes, (B, V), and why each is not taken. Only one that is taken is asked of all rollouts."""
     value_BV = np.full((len(history.records), len(vetoes)), np.nan)
     asked_B = role.exploiting_B | role.good_B
     faults = [_fault(veto, history.records) for veto in vetoes]
@@ -234,30 +267,8 @@ def defend(
     limits = Limits(config.min_recall, config.max_false_alarm)
     decided = refusals(vetoes, value_BV, role.exploiting_B, role.good_B, chosen_B, limits)
     reasons = [fault or reason for fault, reason in zip(faults, decided, strict=True)]
-    taken = [place for place, reason in enumerate(reasons) if reason is None]
-    answerer.fill(value_BV, vetoes, taken, ~asked_B)
-    measured = Measured(history, role, chosen_B, config)
-    report = {
-        "rollouts": len(history.records),
-        "prompts": table.prompts,
-        "exploiting": int(role.exploiting_B.sum()),
-        "good": int(role.good_B.sum()),
-        "halves": sizes,
-        "proposer": proposer.name if proposer else "template",
-        "failed_proposals": dict(Counter(failures)),
-        "criteria": wrongly_loved(history, role, config),
-        "traits": [trait_row(one) for one in (mined.telling if mined else [])[:TRAITS_TOLD]],
-        "clusters": cluster_rows(history, mined) if mined else [],
-        "unexplained": int((role.exploiting_B & chosen_B).sum() - ((mined.cluster >= 0).sum() if mined else 0)),
-        "vetoes": [
-            veto_row(veto, reason, answerer.name(veto)) | measured.veto(value_BV[:, place])
-            for place, (veto, reason) in enumerate(zip(vetoes, reasons, strict=True))
-        ],
-        "history": measured.rewards([vetoes[place] for place in taken], value_BV[:, taken]),
-        "note": None if enough else f"fewer than min_exploits = {config.min_exploits} exploiting rollouts in a half",
-    }
-    judged = _judged(history.records, [vetoes[place] for place in taken], value_BV[:, taken], answerer)
-    return Found(report, [vetoes[place] for place in taken], judged)
+    answerer.fill(value_BV, vetoes, [place for place, reason in enumerate(reasons) if reason is None], ~asked_B)
+    return value_BV, reasons
 
 
 def _mine(history: History, role: Roles, chosen_B: np.ndarray, config: DefendConfig) -> Mined:
@@ -265,39 +276,34 @@ def _mine(history: History, role: Roles, chosen_B: np.ndarray, config: DefendCon
     exploiting, good, prompt = role.exploiting_B[rows], role.good_B[rows], history.table.prompt_B[rows]
     traits = traits_of([history.records[row] for row in rows], int(exploiting.sum()))
     telling = [one for one in compare(traits, exploiting, good, prompt) if one.q_value <= config.fdr]
-    place = {trait: column for column, trait in enumerate(id(one) for one in traits.traits)}
-    present = traits.present_BF[:, [place[id(one.trait)] for one in telling]].toarray().astype(bool)
+    column = {trait.name: place for place, trait in enumerate(traits.traits)}
+    present = traits.present_BF[:, [column[one.trait.name] for one in telling]].toarray().astype(bool)
     # a trait that the good have as well names no exploit
-    own = [column for column, one in enumerate(telling) if not one.good > config.max_false_alarm]
+    own = [place for place, one in enumerate(telling) if not one.good > config.max_false_alarm]
     label = np.full(len(rows), -1)
     label[exploiting] = cluster(present[exploiting][:, own])
     return Mined(telling, rows, present, label)
 
 
-def _proposed(
-    vetoes: list[Veto], proposer: Proposer, history: History, role: Roles, mined: Mined
-) -> tuple[list[Veto], list[str]]:
-    """``vetoes`` and those a model proposes against each cluster; kinds of failure of the others."""
-    good = _examples(history, role.good_B, role.excess_B)
-    loved = wrongly_met(history, role)
-    requests = []
-    clusters = range(int(mined.cluster.max(initial=-1)) + 1)
-    for number in clusters:
-        members_B = np.zeros(len(history.records), bool)
-        members_B[mined.rows[mined.cluster == number]] = True
-        names = [one.trait.name for one in of_cluster(mined, number)]
+def _proposed(proposer: Proposer, history: History, role: Roles, mined: Mined) -> tuple[list[Veto], list[str]]:
+    """Vetoes that a model proposes against each cluster, and against what has no cluster; kinds of failures."""
+    good, loved = _examples(history, role.good_B, role.excess_B), wrongly_met(history, role)
+    requests: dict[int, Request] = {}
+    for number in np.unique(mined.cluster[role.exploiting_B[mined.rows]]).tolist():
+        rows = mined.rows[(mined.cluster == number) & role.exploiting_B[mined.rows]]
+        members_B = np.isin(np.arange(len(history.records)), rows)
+        if number < 0 and members_B.sum() < _LEAST_UNEXPLAINED:
+            continue
+        names = [one.trait.name for one in of_cluster(mined, number)] if number >= 0 else []
         shown_to = _examples(history, members_B, role.excess_B)
-        requests.append(Request(veto_prompt(shown_to, good, names, loved, proposer.checks), prefix="v"))
-    found, failures = list(vetoes), []
-    for number, proposal in zip(clusters, proposer.propose(requests, progress="proposing vetoes"), strict=True):
-        found += _read_vetoes(proposal, proposer.name, number)
-        failures += [proposal.failure.partition(":")[0]] if proposal.failure else []
-    return list({veto.id: veto for veto in reversed(found)}.values())[::-1], failures
-
-
-def _read_vetoes(proposal: Proposal, name: str, number: int) -> list[Veto]:
-    criteria = proposal.rubric.criteria if proposal.rubric else ()
-    return [Veto(criterion.text, criterion.verifier, name, number) for criterion in criteria]
+        requests[number] = Request(veto_prompt(shown_to, good, names, loved, proposer.checks), prefix="v")
+    proposals = proposer.propose(list(requests.values()), progress="proposing vetoes")
+    found, failures = [], []
+    for number, proposal in zip(requests, proposals, strict=True):
+        for criterion in proposal.rubric.criteria if proposal.rubric else ():
+            found.append(Veto(criterion.text, criterion.verifier, proposer.name, number))
+        failures += [reason_kind(proposal.failure)] if proposal.failure else []
+    return found, failures
 
 
 def _examples(history: History, chosen_B: np.ndarray, excess_B: np.ndarray) -> list[tuple[str, str]]:
@@ -313,7 +319,7 @@ def _fault(veto: Veto, records: Sequence[JudgedResponse]) -> str | None:
     """Why a veto need not be tried, as "kind: detail"; None if it must be."""
     if all(veto.id in {criterion.id for criterion in record.rubric.criteria} for record in records):
         return "known: every rubric has it"
-    if veto.source != "template":
+    if veto.source != TEMPLATE:
         for finding in lint_rubric("", Rubric(criteria=(veto.criterion(),))):
             if finding.severity == "error":
                 return f"lint: {finding.rule}: {finding.message}"

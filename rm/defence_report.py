@@ -87,17 +87,17 @@ class Measured:
         gold_B, before_B = (side[self._rows] for side in (self._history.table.reward_B, self._history.proxy.reward_B))
         after_B = np.array([self._with(taken, row, value_BV[row]) for row in self._rows])
         hit_B = np.any(hits(value_BV), axis=1)
-        sides = [self._statistics(gold_B, proxy_B) for proxy_B in (before_B, after_B)]
+        before, after = (self._statistics(gold_B, proxy_B) for proxy_B in (before_B, after_B))
         chance = self._statistics(gold_B, np.zeros(len(gold_B)))["exploitation"]
-        return {
-            **{
-                name: {
-                    "before": self._settled(old),
-                    "after": self._settled(new),
-                    "change": self._changed(new, old),
-                }
-                for name, old, new in ((name, sides[0][name], sides[1][name]) for name in sides[0])
-            },
+        compared = {
+            name: {
+                "before": self._settled(before[name]),
+                "after": self._settled(after[name]),
+                "change": metrics.difference(after[name], before[name], self._counts_RP).as_dict(),
+            }
+            for name in before
+        }
+        return compared | {
             "exploitation_by_chance": self._settled(chance),
             "recall": self._mean(hit_B[self._rows], self._role.exploiting_B[self._rows]),
             "false_alarm": self._mean(hit_B[self._rows], self._role.good_B[self._rows]),
@@ -128,8 +128,15 @@ class Measured:
     def _settled(self, statistic: metrics.Statistic) -> dict[str, float | None]:
         return metrics.estimate(statistic, self._counts_RP).as_dict()
 
-    def _changed(self, new: metrics.Statistic, old: metrics.Statistic) -> dict[str, float | None]:
-        return metrics.difference(new, old, self._counts_RP).as_dict()
+
+def half_row(history: History, role: Roles, half_B: np.ndarray) -> dict[str, int]:
+    """How many there are of each in one half."""
+    return {
+        "prompts": len(np.unique(history.table.prompt_B[half_B])),
+        "rollouts": int(half_B.sum()),
+        "exploiting": int((role.exploiting_B & half_B).sum()),
+        "good": int((role.good_B & half_B).sum()),
+    }
 
 
 def wrongly_loved(history: History, role: Roles, config: DefendConfig) -> list[dict[str, Any]]:
@@ -179,11 +186,18 @@ def trait_row(finding: Finding) -> dict[str, Any]:
 
 
 def of_cluster(mined: Mined, number: int) -> list[Finding]:
-    """The traits that half of a cluster have or more, those first that the fewest of the others have beside it."""
+    """The traits that half of a cluster have or more, those first that the fewest of the others have beside it.
+
+    Of those that are about equal (to a tenth) phrases come last: a habit says more than its words.
+    """
     inside_F = mined.present[mined.cluster == number].mean(axis=0)
-    own = [place for place in np.flatnonzero(inside_F >= 0.5)]
-    order = sorted(own, key=lambda place: (mined.telling[place].others - inside_F[place], place))
-    return [mined.telling[place] for place in order]
+
+    def rank(place: int) -> tuple[float, bool, float, int]:
+        one = mined.telling[place]
+        lead = float(inside_F[place]) - one.others
+        return -round(lead, 1), one.trait.kind in ("phrase", "opening"), -lead, place
+
+    return [mined.telling[place] for place in sorted(np.flatnonzero(inside_F >= 0.5).tolist(), key=rank)]
 
 
 def cluster_rows(history: History, mined: Mined) -> list[dict[str, Any]]:
@@ -248,7 +262,7 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         [
             (
                 row["text"],
-                str(row["cluster"]),
+                str(row["cluster"]) if row["cluster"] >= 0 else "–",
                 shown(row["judged_on"]["recall"]["value"]),
                 shown(row["judged_on"]["false_alarm"]["value"]),
                 "taken" if row["accepted"] else row["reason"].partition(":")[0],

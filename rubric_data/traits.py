@@ -33,7 +33,6 @@ _COPIED = 8  # words in a row from the prompt that are no chance
 _MOST_CLUSTERS = 6
 _LEAST_SILHOUETTE = 0.25  # below it there is no structure (Kaufman & Rousseeuw 1990)
 _COMMON = 0.8  # a trait that so many of a cluster have is its own
-_CLUSTERED_BY = 200  # the most telling traits
 
 
 @dataclass(frozen=True)
@@ -137,42 +136,53 @@ def _measured(records: Sequence[JudgedResponse]) -> list[Trait]:
     for quantile in np.quantile(words, [1 - share for share in _QUANTILES[1:]]):
         if (least := int(quantile)) > 1:
             check = Verifier(name="words", args={"min": least})
-            trait = Trait("measure", f"has fewer than {least} words", f"Has at least {least} words.", check)
+            trait = Trait(
+                "measure", f"number of words below {least}", f"The number of words is at least {least}.", check
+            )
             found[trait.name] = trait
     return list(found.values())
 
 
 def _at_most(name: Measure, most: float) -> Trait:
-    most = float(np.ceil(100 * most - 1e-9) / 100) if name in _SHARES else float(int(most))
-    amount = f"{100 * most:.0f} %" if name in _SHARES else f"{most:.0f}"
-    what = _UNITS[name]
+    is_share, what = name in _SHARES, _UNITS[name]
+    most = float(np.ceil(100 * most - 1e-9) / 100) if is_share else float(int(most))
     check = Verifier(name="at_most", args={"measure": name, "max": most})
     if most == 0:
         return Trait("measure", f"has {what}", f"Has no {what}.", check)
-    return Trait("measure", f"has more than {amount} {what}", f"Has at most {amount} {what}.", check)
+    amount = f"{100 * most:.0f} %" if is_share else f"{most:.0f}"
+    of = f"{'share' if is_share else 'number'} of {what}"
+    return Trait("measure", f"{of} above {amount}", f"The {of} is at most {amount}.", check)
 
 
 def _phrases(texts: Sequence[tuple[str, ...]], least: int) -> list[tuple[Trait, np.ndarray]]:
     """Runs of words, anywhere and in openings, that ``least`` texts have, with the texts that have them."""
-    places: dict[tuple[bool, tuple[str, ...]], list[int]] = defaultdict(list)
-    for row, words in enumerate(texts):
-        anywhere = {(False, run) for run in runs(words)}
-        for key in anywhere | {(True, run) for run in runs(words[:OPENING])}:
-            places[key].append(row)
-    often = [(key, rows) for key, rows in places.items() if least <= len(rows)]
-    often.sort(key=lambda item: (-len(item[1]), item[0]))
+    anywhere, opening = frequent_runs(texts, least), frequent_runs([words[:OPENING] for words in texts], least)
+    often = [(rows, (False, run)) for run, rows in anywhere.items()] + [
+        (rows, (True, run)) for run, rows in opening.items()
+    ]
+    often.sort(key=lambda item: (-len(item[0]), item[1]))
     longest: dict[tuple[int, ...], tuple[bool, tuple[str, ...]]] = {}
-    for key, rows in often[:_MOST_PHRASES]:
-        here = longest.get(tuple(rows), key)
+    for rows, key in often[:_MOST_PHRASES]:
+        here = longest.get(rows, key)
         # of equals the longer, and rather anywhere than in the opening: the wider ban is the harder to get around
-        longest[tuple(rows)] = max(here, key, key=lambda one: (len(one[1]), not one[0], one[1]))
+        longest[rows] = max(here, key, key=lambda one: (len(one[1]), not one[0], one[1]))
     return [(_phrase(*key), np.array(rows)) for rows, key in longest.items()]
 
 
-def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
-    """The runs of one to `LONGEST_PHRASE` words."""
-    lengths = range(1, LONGEST_PHRASE + 1)
-    return {tuple(words[i : i + length]) for length in lengths for i in range(len(words) - length + 1)}
+def frequent_runs(texts: Sequence[tuple[str, ...]], least: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The runs of one to `LONGEST_PHRASE` words that ``least`` texts or more have, with the places of these texts.
+
+    A run is looked at only if those in it are frequent, so that memory does not grow with all that is said once.
+    """
+    found: dict[tuple[str, ...], tuple[int, ...]] = {}
+    for length in range(1, LONGEST_PHRASE + 1):
+        places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for row, words in enumerate(texts):
+            for run in {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}:
+                if length == 1 or (run[:-1] in found and run[1:] in found):
+                    places[run].append(row)
+        found |= {run: tuple(rows) for run, rows in places.items() if len(rows) >= least}
+    return found
 
 
 def _phrase(opening: bool, run: tuple[str, ...]) -> Trait:
@@ -240,9 +250,9 @@ def compare(traits: Traits, exploiting_B: np.ndarray, good_B: np.ndarray, prompt
 
 
 def _share(present_BF: sparse.csr_matrix, group_B: np.ndarray) -> np.ndarray:
-    return (
-        np.asarray(present_BF[group_B].mean(axis=0)).ravel() if group_B.any() else np.full(present_BF.shape[1], np.nan)
-    )
+    if not group_B.any():
+        return np.full(present_BF.shape[1], np.nan)
+    return np.asarray(present_BF[group_B].sum(axis=0)).ravel() / group_B.sum()
 
 
 # --- what goes together ----------------------------------------------------------------------------------------------

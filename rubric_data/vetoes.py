@@ -18,6 +18,7 @@ from rubric_data.traits import Finding, completed, forbid, says_something
 
 WEIGHT = 0.01  # a veto takes away; being met shall hardly pay
 TAG = "veto"
+TEMPLATE = "template"  # the source of a veto that no model proposed
 _MOST_PHRASES = 8  # in one veto
 _LEAST_GAIN = 0.05  # share of the exploiting responses that a further veto, or phrase, must be the first to catch
 _MOST_TRAITS = 12  # habits and measures that are made vetoes of
@@ -25,7 +26,10 @@ _MOST_TRAITS = 12  # habits and measures that are made vetoes of
 
 @dataclass(frozen=True)
 class Veto:
-    """A veto that is considered. ``source`` is "template", or who proposed it; ``cluster`` what it is against."""
+    """A veto that is considered.
+
+    ``source`` is `TEMPLATE`, or who proposed it. ``cluster`` of exploiting responses it is against, -1 for none.
+    """
 
     text: str
     verifier: Verifier | None
@@ -73,7 +77,7 @@ def from_traits(
         if fit_C[place] and finding.trait.kind in ("habit", "measure") and len(found) < _MOST_TRAITS:
             of = cluster_B[present_BC[:, place] & (cluster_B >= 0)]
             against = int(np.bincount(of).argmax()) if len(of) else 0
-            found.append(Veto(finding.trait.veto, finding.trait.verifier, "template", against))
+            found.append(Veto(finding.trait.veto, finding.trait.verifier, TEMPLATE, against))
     for number in range(int(cluster_B.max(initial=-1)) + 1):
         for kind in ("phrase", "opening"):
             said = {
@@ -85,7 +89,7 @@ def from_traits(
             if chosen:
                 phrases = [list(said.values())[place] for place in chosen]
                 text, verifier = forbid(phrases, opening=kind == "opening")
-                found.append(Veto(text, verifier, "template", number))
+                found.append(Veto(text, verifier, TEMPLATE, number))
     return list({veto.id: veto for veto in found}.values())
 
 

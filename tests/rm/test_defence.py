@@ -57,7 +57,7 @@ def test_a_planted_exploit_is_found_named_and_vetoed(tmp_path, seed, edit, habit
 
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=SLOW) for seed in range(4, 40))])
 def test_errors_of_the_model_that_no_text_explains_lead_to_no_veto(tmp_path, seed):
-    found = decided(tmp_path, *rollouts(seed, noise=1.0), excess=0.7, min_exploits=8)
+    found = decided(tmp_path, *rollouts(seed, noise=1.0), excess=0.5, min_exploits=5)
     assert found.report["note"] is None
     assert found.taken == []
 
@@ -127,7 +127,7 @@ def test_a_proposer_is_shown_a_few_and_a_judge_answers(tmp_path, serve):
     rows = {row["text"]: row for row in report["vetoes"]}
     assert rows["Does not flatter."]["answered_by"].startswith("openai:j@")
     assert rows["Does not flatter."]["judged_on"]["recall"]["value"] > 0.9
-    assert rows["Does not flatter."]["accepted"]  # in these texts the pattern of words hits too many of the good
+    assert rows["Does not flatter."]["reason"].startswith("redundant")  # what code catches is taken first
     unfit = rows["Is shorter than the other response."]
     assert unfit["reason"].startswith("lint: self-contained") and unfit["judged_on"]["recall"]["value"] is None
     assert rows["Is written by a machine."]["reason"].startswith("false_alarm")

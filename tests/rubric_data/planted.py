@@ -11,7 +11,7 @@ from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
 CRITERIA = 4
 
 
-def rollouts(seed, *, edit=None, share=0.2, noise=0.0, prompts=24, responses=8):
+def rollouts(seed, *, edit=None, share=0.2, noise=0.0, prompts=32, responses=8):
     """Rollouts whose verdicts are drawn, and P(met) close to them; ``share`` of them carry ``edit`` and pretend.
 
     ``noise`` is the chance that P(met) has nothing to do with the verdict. Texts are those of the embedded data, drawn

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rubric_data.records import Criterion, Rubric, Verifier
-from rubric_data.traits import cluster, compare, completed, forbid, runs, says_something, traits_of
+from rubric_data.traits import cluster, compare, completed, forbid, frequent_runs, says_something, traits_of
 from rubric_data.verifiers import verify
 from tests.rubric_data.planted import judged
 
@@ -37,9 +37,14 @@ def test_traits_of_texts_and_their_checks_agree():
 
 
 def test_runs_and_bans():
-    assert runs(["a", "b", "c", "d"]) == {
-        *[("a",), ("b",), ("c",), ("d",)],
-        *[("a", "b"), ("b", "c"), ("c", "d"), ("a", "b", "c"), ("b", "c", "d")],
+    texts = [("a", "b", "c", "d"), ("a", "b", "c"), ("b", "a"), ()]
+    assert frequent_runs(texts, 2) == {
+        ("a",): (0, 1, 2),
+        ("b",): (0, 1, 2),
+        ("c",): (0, 1),
+        ("a", "b"): (0, 1),
+        ("b", "c"): (0, 1),
+        ("a", "b", "c"): (0, 1),
     }
     assert forbid(["a b"]) == ("Does not say “a b”.", Verifier(name="no_phrase", args={"phrases": ["a b"]}))
     text, check = forbid(["a", "b"], opening=True)
