@@ -22,7 +22,7 @@ from rubric_data.pairs import REWARD_DECIMALS, same_prompt_pairs
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
 from rubric_data.tables import print_table, shown
-from rubric_data.traits import Finding
+from rubric_data.traits import Finding, says_something
 from rubric_data.vetoes import Veto, extended, hits, share
 
 TRAITS_TOLD, EXAMPLES = 100, 4
@@ -188,16 +188,20 @@ def trait_row(finding: Finding) -> dict[str, Any]:
 def of_cluster(mined: Mined, number: int) -> list[Finding]:
     """The traits that half of a cluster have or more, those first that the fewest of the others have beside it.
 
-    Of those that are about equal (to a tenth) phrases come last: a habit says more than its words.
+    Among the best, a tenth of the scale, phrases come last, as a habit says more than its words, and of these the words
+    that everybody needs.
     """
     inside_F = mined.present[mined.cluster == number].mean(axis=0)
+    lead = {place: float(inside_F[place]) - mined.telling[place].others for place in range(len(inside_F))}
+    own = [place for place in lead if inside_F[place] >= 0.5]
+    best = max((lead[place] for place in own), default=0.0) - 0.1
 
-    def rank(place: int) -> tuple[float, bool, float, int]:
-        one = mined.telling[place]
-        lead = float(inside_F[place]) - one.others
-        return -round(lead, 1), one.trait.kind in ("phrase", "opening"), -lead, place
+    def rank(place: int) -> tuple[bool, int, float]:
+        phrase = mined.telling[place].trait.phrase
+        kind = 0 if phrase is None else 1 if says_something(phrase) else 2
+        return lead[place] < best, kind, -lead[place]
 
-    return [mined.telling[place] for place in sorted(np.flatnonzero(inside_F >= 0.5).tolist(), key=rank)]
+    return [mined.telling[place] for place in sorted(own, key=rank)]
 
 
 def cluster_rows(history: History, mined: Mined) -> list[dict[str, Any]]:

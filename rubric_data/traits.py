@@ -51,6 +51,12 @@ class Trait:
         """The verifier for responses under ``rubric``."""
         return completed(self.verifier, rubric)
 
+    @property
+    def phrase(self) -> str | None:
+        """The phrase that it is about, if any."""
+        phrases = self.verifier.args.get("phrases")
+        return str(phrases[0]) if isinstance(phrases, list) else None
+
 
 def completed(verifier: Verifier, rubric: Rubric) -> Verifier:
     """``verifier`` as it stands in ``rubric``: one against quoting the rubric is given the rubric's texts."""

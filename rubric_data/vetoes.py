@@ -81,9 +81,9 @@ def from_traits(
     for number in range(int(cluster_B.max(initial=-1)) + 1):
         for kind in ("phrase", "opening"):
             said = {
-                column: _phrase_of(one)
-                for column, one in enumerate(telling)
-                if fit_C[column] and one.trait.kind == kind and says_something(_phrase_of(one))
+                place: one.trait.phrase
+                for place, one in enumerate(telling)
+                if fit_C[place] and one.trait.kind == kind and one.trait.phrase and says_something(one.trait.phrase)
             }
             chosen = _cover(present_BC[:, list(said)], cluster_B == number, good_B, most)
             if chosen:
@@ -91,12 +91,6 @@ def from_traits(
                 text, verifier = forbid(phrases, opening=kind == "opening")
                 found.append(Veto(text, verifier, TEMPLATE, number))
     return list({veto.id: veto for veto in found}.values())
-
-
-def _phrase_of(finding: Finding) -> str:
-    phrases = finding.trait.verifier.args["phrases"]
-    assert isinstance(phrases, list)
-    return str(phrases[0])
 
 
 def _cover(present_BC: np.ndarray, wanted_B: np.ndarray, good_B: np.ndarray, most: float) -> list[int]:

@@ -63,7 +63,7 @@ def test_errors_of_the_model_that_no_text_explains_lead_to_no_veto(tmp_path, see
 
 
 def test_the_command_extends_the_rubrics_of_the_next_run(tmp_path, capsys):
-    records, probs = rollouts(0, edit="flattery")
+    records, probs = rollouts(0, edit="flattery", prompts=24)
     run = write_run(tmp_path / "grpo", records, probs, by_code=True)
     other = records[0].model_copy(update={"prompt_id": "new", "prompt": "New?", "response_id": "new-1", "verdicts": ()})
     held_out = other.model_copy(update={"prompt_id": "held", "prompt": "Held?", "response_id": "h", "split": "test"})
@@ -99,7 +99,7 @@ def test_the_command_extends_the_rubrics_of_the_next_run(tmp_path, capsys):
 
 def test_a_proposer_is_shown_a_few_and_a_judge_answers(tmp_path, serve):
     """Of three proposals one is right, one unfit for grading and one too strict."""
-    records, probs = rollouts(1, edit="flattery")
+    records, probs = rollouts(1, edit="flattery", prompts=24)
     texts = ("Does not flatter.", "Is shorter than the other response.", "Is written by a machine.")
     reply = json.dumps({"criteria": [{"text": text, "weight": 1} for text in texts]})
 
@@ -127,7 +127,7 @@ def test_a_proposer_is_shown_a_few_and_a_judge_answers(tmp_path, serve):
     rows = {row["text"]: row for row in report["vetoes"]}
     assert rows["Does not flatter."]["answered_by"].startswith("openai:j@")
     assert rows["Does not flatter."]["judged_on"]["recall"]["value"] > 0.9
-    assert rows["Does not flatter."]["reason"].startswith("redundant")  # what code catches is taken first
+    assert rows["Does not flatter."]["accepted"]  # patterns of words hit too many of the good here
     unfit = rows["Is shorter than the other response."]
     assert unfit["reason"].startswith("lint: self-contained") and unfit["judged_on"]["recall"]["value"] is None
     assert rows["Is written by a machine."]["reason"].startswith("false_alarm")
