@@ -113,12 +113,14 @@ def category_weights(rubric: Rubric) -> np.ndarray:
     """Weights by category, (K,), as RaR-Explicit sets them (arXiv:2507.17746, section 4.4): `RAR_WEIGHTS`.
 
     The sign is the criterion's own: a pitfall that is worded as what to avoid ("Avoids jargon") counts for the
-    response when met, as in the paper; one worded as the fault has a negative weight and counts against it.
-    Raises UserError at a criterion with none of these tags, or with two.
+    response when met, as in the paper; one worded as the fault has a negative weight and counts against it. A veto with
+    none of these tags keeps its own. Raises UserError at another criterion with none of them, or with two.
     """
     weights = []
     for criterion in rubric.criteria:
         found = [RAR_WEIGHTS[tag.lower()] for tag in criterion.tags if tag.lower() in RAR_WEIGHTS]
+        if criterion.veto and not found:
+            found = [criterion.weight]
         if len(found) != 1:
             raise UserError(
                 f"criterion {criterion.id!r}: needs one of the tags {', '.join(RAR_WEIGHTS)}, has "

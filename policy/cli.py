@@ -28,9 +28,11 @@ from policy.config import (
 )
 from policy.options import build_parser, parse, to_yaml, width_of_help
 from rm.config import (
+    DEFEND_SETS,
     REFINE_SETS,
     AuditConfig,
     CalibrateConfig,
+    DefendConfig,
     FilterConfig,
     RedistilConfig,
     RefineConfig,
@@ -342,6 +344,16 @@ STAGES = {
         "reference, too. Before a stage its prompts may be filtered by what the policy earns on them. All are measured "
         "on the same held-out prompts, whole and by family. Finished stages are not run again: --resume true goes on.",
         "--config curriculum --output runs/curriculum",
+        tabulates=True,
+    ),
+    "rubric defend": Stage(
+        DefendConfig,
+        "rm.defence:run_defend",
+        "A rollout exploits if the reward model ranks it high and the judge far lower. What such rollouts have more "
+        "often than others becomes vetoes, and those are taken that catch them, and spare the good, on prompts which "
+        "nothing was chosen by. `rubric attach` puts them into the data of the next run (docs/hacks.md).",
+        "--runs '[runs/grpo]' --prompts runs/judge/judged.jsonl --output runs/defend",
+        hidden=DEFEND_SETS,
         tabulates=True,
     ),
     "demo": Stage(

@@ -313,6 +313,7 @@ def _selection_statistics(table: Table, proxy_B: np.ndarray) -> dict[str, dict[s
     return {
         "precision": {str(k): metrics.precision_at(*sides, k) for k in PRECISION_AT},
         "regret": {str(n): metrics.best_of_n_regret(*sides, n) for n in BEST_OF},
+        "exploitation": {f"{share:.0%}": metrics.exploitation(*sides, share) for share in TOPS},
     }
 
 
@@ -321,7 +322,7 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
     reward = found["reward"]
     halves = {key: reward[key]["half"] for key in ("pair_accuracy", "tail_pair_accuracy")}
     tops = {top: pairs["half"] for top, pairs in reward["top_pair_accuracy"].items()}
-    same = {key: reward[key] for key in ("spearman", "kendall", "precision", "regret")}
+    same = {key: reward[key] for key in ("spearman", "kendall", "precision", "regret", "exploitation")}
     return found["criterion"] | same | halves | {"top_pair_accuracy": tops}
 
 

@@ -244,3 +244,35 @@ class RouteConfig:
     bootstrap: int = 1000  # resamples of prompts for the intervals
     tokens_per_batch: int = 16_384  # packed tokens in one forward pass
     seed: int = 0  # of the random choices and of the resamples
+
+
+@dataclass
+class DefendConfig(EndpointConfig):
+    """Find out what a policy exploits, and add vetoes against it to the rubrics."""
+
+    output: str  # run folder; prompts.jsonl, judged.jsonl, versions.jsonl and report.json are written into it
+    runs: list[str] | None = None  # RL run folders with judged.jsonl and scores.jsonl; or give data
+    data: str | None = None  # judged responses (.jsonl or .parquet), with scores or a reward model
+    scores: str | None = None  # what the reward model says of data: a file of `score`
+    reward_model: str | None = None  # model folder: scores data, and answers vetoes with --answers model
+    use_verifiers: bool = True  # with reward_model: criteria with a verifier are answered by code
+    prompts: str | None = None  # whose rubrics get the vetoes: the next run's data; unset: those of the responses
+    top: float = 0.25  # share of a prompt's responses that is high, by proxy or by gold
+    excess: float = 1.0  # standard deviations by which proxy less gold lies above its mean where a response exploits
+    min_exploits: int = 10  # fewest exploiting responses in either half of the prompts; with fewer nothing is proposed
+    fdr: float = 0.05  # false discoveries among the traits that are called
+    min_recall: float = 0.2  # least share of the exploiting responses that a veto must catch
+    max_false_alarm: float = 0.05  # largest share of the good responses that it may hit, and all of them together
+    model: str | None = None  # a proposer of further vetoes: its name at the endpoint; unset: none is asked
+    mode: Literal["json", "schema"] = "json"  # proposer: schema has the server enforce the reply's form
+    checks: bool = False  # proposer: let it answer vetoes by programmatic checks (docs/data.md)
+    answers: Literal["judge", "model"] = "judge"  # of proposed vetoes without a check: the judge, or the reward model
+    bootstrap: int = 1000  # resamples of prompts for the intervals
+    tokens_per_batch: int = 16_384  # reward model: packed tokens in one forward pass
+    seed: int = 0  # of the halves of the prompts, and of the resamples
+    resume: bool = False  # go on with an interrupted run; no reply and no verdict is paid twice
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(output="judge"))
+
+
+# the judge answers vetoes, here, once
+DEFEND_SETS = REFINE_SETS

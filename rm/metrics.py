@@ -106,6 +106,22 @@ class Kappa:
         return 1 - _divide(count * gap, by_chance)
 
 
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's correlation over all items together.
+
+    ``sums_P6``: of each prompt the number of items, the sums of both sides, of their squares, and of their products.
+    """
+
+    sums_P6: np.ndarray
+
+    def at(self, counts_RP: np.ndarray) -> np.ndarray:
+        count, first, second, first_squared, second_squared, product = (counts_RP @ self.sums_P6).T
+        spread = np.maximum(count * first_squared - first**2, 0) * np.maximum(count * second_squared - second**2, 0)
+        spread[spread < 1e-18 * count**4] = 0  # one side is constant, but for rounding
+        return _divide(count * product - first * second, np.sqrt(spread))
+
+
 def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn when P prompts are drawn with replacement, (R, P) float64."""
     uniform = np.full(prompts, 1 / prompts)
@@ -277,6 +293,12 @@ def kendall(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, promp
     return _mean_within_prompts(lambda a, b: stats.kendalltau(a, b).statistic, gold_B, proxy_B, prompt_B, prompts)
 
 
+def correlation(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> Correlation:
+    """Pearson's correlation of the rewards of all responses, whatever their prompt; undefined where one is constant."""
+    columns = (np.ones(len(gold_B)), gold_B, proxy_B, gold_B**2, proxy_B**2, gold_B * proxy_B)
+    return Correlation(np.column_stack([_per_prompt(column, prompt_B, prompts) for column in columns]))
+
+
 def tail_size(responses: int, tail: float) -> int:
     """How many of ``responses`` make the tail: ceil(tail * n), at least 2 (a tail of one has no pair)."""
     return max(2, int(np.ceil(tail * responses - 1e-9)))  # 0.07 * 100 is a little above 7
@@ -356,6 +378,27 @@ def precision_at(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, 
     hits = _per_prompt(relevant * among_best(proxy_B, prompt_B, k), prompt_B, prompts) / k
     counts = _per_prompt(~relevant, prompt_B, prompts) > 0
     return Ratio(np.where(counts, hits, 0), counts.astype(float))
+
+
+def exploitation(gold_B: np.ndarray, proxy_B: np.ndarray, prompt_B: np.ndarray, prompts: int, top: float) -> Ratio:
+    """Share of a prompt's best by the prediction that lie in the worse half by the judge, averaged over prompts.
+
+    The best are ceil(``top`` * n) of n; of responses the prediction ties on, any is as likely to be taken. A response
+    lies in the worse half if the judge ranks more of the prompt's responses above it than below, so those at the
+    median do not. A prompt counts if the judge tells two of its responses apart. A constant prediction has the rate of
+    chance, which is at most a half unless many tie at the bottom.
+    """
+    worse_B = quantiles(gold_B, prompt_B) < 0.5
+    total, defined = np.zeros(prompts), np.zeros(prompts)
+    for prompt in np.unique(prompt_B):
+        members = prompt_B == prompt
+        if worse_B[members].any():
+            chosen = max(1, int(np.ceil(top * members.sum() - 1e-9)))
+            defined[prompt] = 1
+            total[prompt] = (
+                among_best(proxy_B[members], np.zeros(members.sum(), int), chosen) @ worse_B[members] / chosen
+            )
+    return Ratio(total, defined)
 
 
 def best_of_n_weights(proxy_N: np.ndarray, sizes_S: np.ndarray) -> np.ndarray:

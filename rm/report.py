@@ -221,7 +221,11 @@ def _versus_rows(result: dict[str, Any], other: str) -> list[dict[str, Any]]:
     """The model and another predictor side by side, a measure a row; what "model minus other" says of it."""
     pair, minus = (result["predictors"][_MODEL], result["predictors"][other]), result["model_minus"][other]
     rows = [(title, *(_get(one, *at) for one in pair), minus[at[1]], lower) for title, at, lower in _VERSUS_ROWS]
-    for kind, title, lower in (("precision", "precision at", False), ("regret", "regret of the best of", True)):
+    for kind, title, lower in (
+        ("precision", "precision at", False),
+        ("regret", "regret of the best of", True),
+        ("exploitation", "exploitation, top", True),
+    ):
         sizes = [key for key, found in result["selection"][kind].items() if found["prompts"]]
         rows += [(f"{title} {n}", *(one["reward"][kind][n] for one in pair), minus[kind][n], lower) for n in sizes]
     return [

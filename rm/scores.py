@@ -77,14 +77,15 @@ def _criterion_rows(record: JudgedResponse, item: "Scored") -> list[dict[str, An
     ]
 
 
-def read_scores(path: str | Path, records: Sequence[JudgedResponse]) -> list[np.ndarray]:
+def read_scores(path: str | Path, records: Sequence[JudgedResponse], *, with_code: bool = False) -> list[np.ndarray]:
     """P(met) of each record's criteria, (K,) each, from a file that may hold other responses too.
 
     Rows are found by prompt_id and response_id. Raises UserError if the file cannot be read, if a response or a
-    criterion is missing or there twice, if a probability lies outside [0, 1], or if code gave it and not the model.
+    criterion is missing or there twice, if a probability lies outside [0, 1], or, unless ``with_code``, if code gave it
+    and not the model.
     """
     path = Path(path)
-    return [_probabilities(_where(path, record), record, row) for record, row in _found(path, records)]
+    return [_probabilities(_where(path, record), record, row, with_code) for record, row in _found(path, records)]
 
 
 def read_any_scores(path: str | Path, records: Sequence[JudgedResponse]) -> Answers:
@@ -139,11 +140,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _probabilities(where: str, record: JudgedResponse, row: dict[str, Any]) -> np.ndarray:
+def _probabilities(where: str, record: JudgedResponse, row: dict[str, Any], with_code: bool = False) -> np.ndarray:
     criteria = row["criteria"] or []
     if not all(isinstance(one, dict) and {"criterion_id", "probability"} <= one.keys() for one in criteria):
         raise UserError(f"{where}: a criterion lacks criterion_id or probability; write it again with `score`")
-    if any(criterion.get("by_code") for criterion in criteria):
+    if not with_code and any(criterion.get("by_code") for criterion in criteria):
         raise UserError(f"{where} has answers by code, which say nothing of a model; score with --use_verifiers false")
     by_id = {criterion["criterion_id"]: criterion["probability"] for criterion in criteria}
     missing = [criterion.id for criterion in record.rubric.criteria if criterion.id not in by_id]

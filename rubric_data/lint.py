@@ -199,7 +199,7 @@ def lint_rubric(
 def _on_the_whole(criteria: Sequence[Criterion], max_weight: float) -> list[tuple[str | None, str, Severity, str]]:
     found: list[tuple[str | None, str, Severity, str]] = []
     for criterion in criteria:
-        if not 1 <= abs(criterion.weight) <= max_weight:
+        if not criterion.veto and not 1 <= abs(criterion.weight) <= max_weight:  # a veto takes away, whatever it weighs
             message = f"weight {criterion.weight:g} is off the scale of 1 to {max_weight:g}"
             found.append((criterion.id, "weights", "warning", message))
     if len(criteria) >= FEWEST and all(criterion.weight == max_weight for criterion in criteria):

@@ -1,7 +1,7 @@
 """Ask a model for rubrics. Owns what is asked, reading the reply, and that no reply is paid twice.
 
 The prompts are `templates/rubric_*.jinja`; `rubric_data.endpoint` calls and pays; what becomes of a proposal is
-decided by `rubric_data.generate` and `rubric_data.refine`.
+decided by `rubric_data.generate`, `rubric_data.refine` and, for vetoes, `rm.defence`.
 """
 
 import json
@@ -24,11 +24,12 @@ from rubric_data.records import Criterion, Rubric, Verifier, content_hash
 from rubric_data.verifiers import LIBRARY, describe_checks, prepare
 from rubric_data.versions import Journal
 
-Task = Literal["generate", "refine"]
+Task = Literal["generate", "refine", "veto"]
 JOURNAL = "proposals.jsonl"  # in a run folder
 _TEMPLATES: dict[Task, tuple[str, ...]] = {
-    task: (f"rubric_{task}_v1.jinja", "rubric_rules_v1.jinja", "judge_repair_v1.jinja")
-    for task in ("generate", "refine")
+    "generate": ("rubric_generate_v1.jinja", "rubric_rules_v1.jinja", "judge_repair_v1.jinja"),
+    "refine": ("rubric_refine_v1.jinja", "rubric_rules_v1.jinja", "judge_repair_v1.jinja"),
+    "veto": ("rubric_veto_v1.jinja", "judge_repair_v1.jinja"),
 }
 MOST_CRITERIA, LONGEST_TEXT = 60, 1000  # of a rubric, and characters of a criterion: beyond, a model has gone astray
 MIN_PROPOSALS = 20  # fewer say nothing about the share that fails
@@ -286,6 +287,22 @@ def refine_prompt(prompt: str, rubric: Rubric, first: str, second: str, checks: 
     """The prompt for a rubric that tells two responses apart."""
     return chat.render(
         "rubric_refine_v1.jinja", prompt=prompt, rubric=rubric, first=first, second=second, checks=checks
+    )
+
+
+def veto_prompt(
+    exploiting: Sequence[tuple[str, str]],
+    good: Sequence[tuple[str, str]],
+    traits: Sequence[str] = (),
+    criteria: Sequence[str] = (),
+    checks: Sequence[str] = (),
+) -> str:
+    """The prompt for vetoes against what ``exploiting`` responses do; both are pairs of prompt and response.
+
+    ``traits`` say what was counted in them, ``criteria`` what the reward model wrongly took for met.
+    """
+    return chat.render(
+        "rubric_veto_v1.jinja", exploiting=exploiting, good=good, traits=traits, criteria=criteria, checks=checks
     )
 
 

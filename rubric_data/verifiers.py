@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -64,6 +64,31 @@ _NO_END = frozenset({"mr", "mrs", "ms", "dr", "st", "vs", "prof"})
 _FILLER = re.compile(
     r"(?:(?:absolutely|certainly|definitely|here are|here is|here's|i'd be happy|i'm happy|of course|sure)\b"
     r"|(?:alright|great|ok|okay|thank you|thanks|well)\s*[,.!:])",  # without the mark they may mean something
+    re.IGNORECASE,
+)
+_FINE = (
+    "amazing|astute|brilliant|bright|clever|excellent|exceptional|fantastic|fascinating|good|great|insightful|intelligent"
+    "|interesting|lovely|outstanding|perceptive|sharp|smart|superb|terrific|thoughtful|wise|wonderful"
+)
+_FLATTERY = re.compile(
+    rf"\b(?:{_FINE})\s+(?:idea|observation|point|prompt|question|request|topic)s?\b"
+    r"|\byou(?:'re|’re| are| clearly| certainly| obviously| really| truly| have| must be)\b"
+    rf"[^.!?]*\b(?:{_FINE}|genius)\b"
+    rf"|\bonly an? (?:\w+ )?(?:{_FINE}) (?:person|mind|reader|student)\b|\b(?:somebody|someone|people) as (?:{_FINE})\b"
+    r"|\b(?:delight|honou?r|pleasure|privilege) to (?:answer|assist|help)\b|\bimpressed (?:by|with)\b"
+    r"|\b(?:admire|adore|love) (?:this|that|your|how you|the way you)\b",
+    re.IGNORECASE,
+)
+_TEXT = r"(?:answer|article|essay|explanation|poem|reply|response|solution|story|summary|text)"
+_PRAISING = r"(?:accurate|best|complete|comprehensive|correct|excellent|flawless|highest|ideal|perfect|thorough|well)"
+_SELF_PRAISE = re.compile(
+    rf"\b(?:this|my|the above)\s+(?:\w+\s+)?{_TEXT}\s+(?:is|has been)\s+(?:\w+\s+){{0,3}}?{_PRAISING}\b"
+    rf"|\b(?:this|my|the above)\s+(?:\w+\s+)?{_TEXT}\s+(?:fully\s+)?"
+    r"(?:fulfil|follow|meet|satisf|compl|cover|address)\w*\s+(?:with\s+)?"
+    r"(?:all|each|every|the (?:criteria|requirements|rubric|request|instructions))\b"
+    r"|\b(?:all|each|every)\s+(?:of\s+)?(?:the\s+|your\s+)?(?:criteri\w+|instructions?|requirements?)\s+(?:\w+\s+){0,3}?"
+    r"(?:addressed|covered|followed|fulfilled|met|satisfied)\b"
+    rf"|\bnothing is (?:missing|wrong)\b|\bnot find a better {_TEXT}\b",
     re.IGNORECASE,
 )
 _READER = frozenset({"you", "your", "yours", "yourself", "yourselves"})
@@ -177,6 +202,22 @@ def _runs(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 @_check
+def no_quote(text: str, _: str, *, texts: Words, words: Count) -> bool:
+    """No run of ``words`` words stands in one of ``texts`` as well."""
+    return not any(_runs(text, words) & _runs(other, words) for other in texts)
+
+
+@_check
+def no_phrase(text: str, _: str, *, phrases: Words, within: Count | None = None) -> bool:
+    """None of ``phrases`` is a run of words of the text (of its first ``within`` words); case and marks aside."""
+    found = words_of(text)[:within]
+    for phrase in filter(None, map(words_of, phrases)):
+        if any(found[place : place + len(phrase)] == phrase for place in range(len(found) - len(phrase) + 1)):
+            return False
+    return True
+
+
+@_check
 def addresses_reader(text: str, _: str) -> bool:
     """Says "you", "your", "yours" or "yourself"."""
     return not _READER.isdisjoint(words_of(text))
@@ -219,6 +260,18 @@ def opening_filler(text: str, _: str) -> bool:
 def opening_not_filler(text: str, _: str) -> bool:
     """The opposite of ``opening_filler``."""
     return not opening_filler(text, _)
+
+
+@_check
+def no_flattery(text: str, _: str) -> bool:
+    """The first two sentences praise neither the reader nor the question, as far as patterns of words can tell."""
+    return _FLATTERY.search(" ".join(sentences_of(text)[:2])) is None
+
+
+@_check
+def no_self_praise(text: str, _: str) -> bool:
+    """The text does not call itself good, complete or up to what was asked, as far as patterns of words can tell."""
+    return _SELF_PRAISE.search(text) is None
 
 
 @_check
@@ -286,6 +339,57 @@ def one_paragraph(text: str, _: str) -> bool:
     return len(text.strip().splitlines()) == 1
 
 
+# ---- measures ----------------------------------------------------------------------------------------------------
+
+Measure = Literal[
+    "words", "bold", "capitals", "digits", "emoji", "exclamation_marks", "headings", "list_items", "repetition"
+]
+_BOLD = re.compile(r"\*\*(?=\S)[^*\n]+?(?<=\S)\*\*")
+_DIGIT = re.compile(r"[0-9]")
+_EMOJI = re.compile("[\u2600-\u27bf\U0001f300-\U0001faff]")
+_HEADING = re.compile(r"^#{1,6}\s", re.MULTILINE)
+_ITEM = re.compile(_LIST_MARKER.pattern, re.MULTILINE)
+_REPEATED = 3  # words of a run
+
+
+def _repetition(text: str) -> float:
+    """Share of the runs of three words that stood in the text before."""
+    found = words_of(text)
+    runs = len(found) - _REPEATED + 1
+    return 1 - len(_runs(text, _REPEATED)) / runs if runs > 0 else 0.0
+
+
+def _capitals(text: str) -> float:
+    """Share of the letters that are capitals."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return sum(map(str.isupper, letters)) / len(letters) if letters else 0.0
+
+
+_MEASURES: dict[Measure, Callable[[str], float]] = {
+    "words": lambda text: len(words_of(text)),
+    "bold": lambda text: len(_BOLD.findall(text)),
+    "capitals": _capitals,
+    "digits": lambda text: len(_DIGIT.findall(text)),
+    "emoji": lambda text: len(_EMOJI.findall(text)),
+    "exclamation_marks": lambda text: text.count("!"),
+    "headings": lambda text: len(_HEADING.findall(text)),
+    "list_items": lambda text: len(_ITEM.findall(text)),
+    "repetition": _repetition,
+}
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+
+def measure(name: Measure, text: str) -> float:
+    """What `at_most` compares: a number of things in ``text``, or for capitals and repetition a share in [0, 1]."""
+    return float(_MEASURES[name](text))
+
+
+@_check
+def at_most(text: str, _: str, *, measure: Measure, max: Annotated[float, Field(ge=0, strict=True)]) -> bool:
+    """``measure`` of the text is at most ``max``; capitals are a share of letters, repetition one of 3-word runs."""
+    return _MEASURES[measure](text) <= max
+
+
 # ---- by name -----------------------------------------------------------------------------------------------------
 
 
@@ -306,8 +410,10 @@ def describe_checks() -> list[str]:
 
 
 def _type_in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
     text = str(hint)
-    return "list of strings" if "list" in text else "number" if "int" in text else "string"
+    return "list of strings" if "list" in text else "number" if "int" in text or "float" in text else "string"
 
 
 def verify(verifier: Verifier, response: str, prompt: str = "") -> float:

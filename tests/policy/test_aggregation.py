@@ -53,6 +53,8 @@ def test_the_default_is_the_weighted_mean_with_pitfalls_and_soft_vetoes():
 def test_categories_weigh_as_in_rar_with_the_sign_of_the_criterion():
     rows = rubric((5, False, "essential"), (5, False, "Important"), (9, False, "optional", "x"), (-8, False, "pitfall"))
     assert category_weights(rows).tolist() == [1.0, 0.7, 0.3, -0.9]
+    veto = Criterion(id="v", text="Does not flatter.", weight=0.01, veto=True, tags=("veto",))
+    assert category_weights(Rubric(criteria=(*rows.criteria, veto))).tolist()[-1] == 0.01
     assert reward(rows, [1, 1, 0, 1], weights="categories") == pytest.approx((1 + 0.7 - 0.9) / 2)
     avoided = rubric((5, False, "essential"), (2, False, "pitfall"))
     assert reward(avoided, [0, 1], weights="categories") == pytest.approx(0.9 / 1.9)

@@ -129,6 +129,9 @@ def test_numbers_a_reader_can_check():
     # of the six pairs of a, one loses half of .25; b loses nothing
     assert model["reward"]["regret"]["2"]["value"] == pytest.approx(0.125 / 6 / 2, abs=1e-6)
     assert majority["reward"]["regret"]["2"] == found["selection"]["regret"]["2"]["by_chance"]
+    # of a's worse half, 2 and 3, neither is among the best two by the model; of b's three, b-2 is none of the best two
+    assert model["reward"]["exploitation"]["50%"]["value"] == 0
+    assert found["selection"]["exploitation"]["50%"]["by_chance"]["value"] == pytest.approx(5 / 12, abs=1e-6)
     assert found["by_generator"]["small"]["responses"] == 4
     # small's bias: .7 - .75, .425 - .25, .525 - .5, .425 - 0
     assert found["by_generator"]["small"]["bias"]["value"] == pytest.approx(

@@ -232,6 +232,25 @@ def test_precision_at_k():
     assert math.isnan(value(metrics.precision_at(gold, proxy, prompt, 2, 4), 2))
 
 
+def test_correlation_is_pearsons_over_all_prompts():
+    gold, proxy = np.array([0.1, 0.4, 0.9, 0.3]), np.array([0.2, 0.1, 0.8, 0.6])
+    prompt = np.array([0, 0, 1, 2])
+    assert value(metrics.correlation(gold, proxy, prompt, 3), 3) == pytest.approx(np.corrcoef(gold, proxy)[0, 1])
+    assert math.isnan(value(metrics.correlation(gold, np.full(4, 0.3), prompt, 3), 3))
+
+
+def test_exploitation_is_the_share_of_the_chosen_in_the_worse_half():
+    gold, prompt = np.array([0.9, 0.5, 0.5, 0.1, 0, 0, 0, 1, 0.3, 0.3]), np.array([0] * 4 + [1] * 4 + [2] * 2)
+    proxy = np.array([0.4, 0.9, 0.1, 0.9, 0.5, 0.1, 0.2, 0.6, 1, 0])
+    # prompt 0: one of the second, at the median, and the last, below it; prompt 1: the last, the best there is; the
+    # judge tells nothing apart in prompt 2
+    assert value(metrics.exploitation(gold, proxy, prompt, 3, 0.25), 3) == (1 / 2 + 0) / 2
+    # two of four: both of those; the last and the first, and of prompt 1 the three zeros are below the median
+    assert value(metrics.exploitation(gold, proxy, prompt, 3, 0.5), 3) == (1 / 2 + 1 / 2) / 2
+    assert value(metrics.exploitation(gold, np.zeros(10), prompt, 3, 0.25), 3) == (1 / 4 + 3 / 4) / 2
+    assert math.isnan(value(metrics.exploitation(np.zeros(10), proxy, prompt, 3, 0.25), 3))
+
+
 def test_best_of_n_regret():
     # pairs: 1 and .5 gives .5, 1 and 0 gives 1, .5 and 0 gives .5; by the judge 1, 1, .5
     gold, proxy, prompt, prompts = one_prompt([1, 0.5, 0], [0.2, 0.9, 0.1])

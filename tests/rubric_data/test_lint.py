@@ -155,6 +155,8 @@ def test_weights_and_count():
     assert found(*SOUND, weights=[1, 1, 1]) == []  # no weights at all is a choice
     assert found(*SOUND, weights=[0.5, 5, -3]) == [("c1", "weights", "warning"), ("c2", "weights", "warning")]
     assert found(*SOUND, weights=[10, 5, 1], max_weight=10) == []
+    veto = Criterion(id="v", text="Does not flatter.", weight=0.01, veto=True)
+    assert lint_rubric("p", Rubric(criteria=(*rubric(*SOUND).criteria, veto))) == []
     assert found(*SOUND[:2]) == [(None, "count", "warning")]
     many = [f"Mentions {chr(97 + n // 6)}{n}{n}." for n in range(31)]
     assert found(*many) == [(None, "count", "warning")]

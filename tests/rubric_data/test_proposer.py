@@ -7,7 +7,7 @@ import pytest
 
 from rubric_data.endpoint import Endpoint, Limits
 from rubric_data.errors import UserError
-from rubric_data.proposer import Proposer, Request, generate_prompt, read_rubric, refine_prompt
+from rubric_data.proposer import Proposer, Request, generate_prompt, read_rubric, refine_prompt, veto_prompt
 from rubric_data.records import Criterion, Level, Rubric, Verifier
 from rubric_data.versions import Journal
 from tests.rubric_data.server import completion, failure
@@ -39,6 +39,15 @@ def test_the_prompts_are_golden():
     checks = ["has_digit(): A digit 0-9 appears."]
     asked = refine_prompt("Explain tides.", PREVIOUS, "The Moon does it.", ATTACK, checks)
     assert asked == (GOLDEN / "rubric_refine_prompt.txt").read_text()
+
+
+def test_the_prompt_for_vetoes_is_golden_and_fences_its_material():
+    pairs = [("Explain tides.", "What a question! The Moon does it.")], [("Explain tides.", ATTACK)]
+    checks = ["has_digit(): A digit 0-9 appears."]
+    asked = veto_prompt(*pairs, ["flatters the reader"], ["Names the Moon."], checks)
+    assert asked == (GOLDEN / "rubric_veto_prompt.txt").read_text()
+    assert "<|im_end|>" not in asked and 'Fine.\\" Ignore' in asked
+    assert "by counting" not in veto_prompt(*pairs)
 
 
 def test_material_stays_fenced():
