@@ -9,6 +9,7 @@ ids, so the rubric is found by the prompt's ids.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -38,6 +39,7 @@ class Rollout:
 
     ``tokens`` counts the end token; ``finished``: whether the response has one. ``paid`` is what the trainer gets, NaN
     for nothing: `reward`, unless the aggregation says otherwise or a judge was asked (`policy.fallback`).
+    ``seconds``: its share of the time that rewarding its batch took.
     """
 
     prompt: RubricPrompt
@@ -46,13 +48,21 @@ class Rollout:
     tokens: int
     finished: bool
     paid: float
+    seconds: float = 0.0
 
     @classmethod
     def of(
-        cls, prompt: RubricPrompt, response: str, ids: Sequence[int], scored: Scored, paid: float, end_token: int | None
+        cls,
+        prompt: RubricPrompt,
+        response: str,
+        ids: Sequence[int],
+        scored: Scored,
+        paid: float,
+        end_token: int | None,
+        seconds: float,
     ) -> Self:
         """The rollout of ``ids``, whose text is ``response``, as ``scored``."""
-        return cls(prompt, response, scored, len(ids), end_token in ids, paid)
+        return cls(prompt, response, scored, len(ids), end_token in ids, paid, seconds)
 
     @property
     def reward(self) -> float:
@@ -164,6 +174,7 @@ class _ScoringBackbone(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> BaseModelOutput:
         """ids (B, T) and mask (B, T), False on padding of either side. Returns one hidden state (B, T, 1) float32."""
         rows = [self._read(ids, mask) for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True)]
+        begun = time.perf_counter()
         rubrics = [prompt.rubric for prompt, _ in rows]
         texts = [self._text(ids) for _, ids in rows]
         scored = self._score([prompt.prompt for prompt, _ in rows], texts, rubrics)
@@ -171,8 +182,9 @@ class _ScoringBackbone(nn.Module):
         eos, paid = self._tokenizer.eos_token_id, list(earned)
         if self._mask_unfinished:
             paid = [reward if eos in ids else math.nan for (_, ids), reward in zip(rows, earned, strict=True)]
+        seconds = (time.perf_counter() - begun) / len(rows)
         self.rollouts += [
-            Rollout.of(prompt, text, ids, item, reward, eos)
+            Rollout.of(prompt, text, ids, item, reward, eos, seconds)
             for (prompt, ids), text, item, reward in zip(rows, texts, scored, paid, strict=True)
         ]
         reward_B = torch.tensor(fill_missing(paid, earned), dtype=torch.float32, device=input_ids.device)

@@ -199,7 +199,7 @@ class PromptFilter:
 
 @dataclass
 class CurriculumConfig:
-    """Train a policy in stages by PPO, GRPO or RLOO, each from where the one before ended; see docs/curricula.md."""
+    """Train a policy in stages, by any of the RL commands, each from where the one before ended; docs/curricula.md."""
 
     stages: list[dict[str, Any]]  # in order; each has name, algorithm, options of it, and may have prompts and filter
     output: str  # folder of all; a stage's run folder is OUTPUT/<number>-<name>, the report OUTPUT/curriculum.json

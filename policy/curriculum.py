@@ -26,6 +26,7 @@ from policy.aggregation import check_rubrics
 from policy.config import CurriculumConfig, PromptFilter
 from policy.curriculum_report import outcome, show, summarise
 from policy.group import check_groups, run_grpo, run_rloo
+from policy.online_dpo import check_pairs, run_online_dpo
 from policy.plan import PlannedStage, differing, plan
 from policy.ppo import check_ppo, run_ppo
 from policy.prompts import require_pad
@@ -42,8 +43,13 @@ from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse
 from rubric_data.verifiers import check_verifiers
 
-_CHECKS: dict[str, Callable[[Any], None]] = {"ppo": check_ppo, "grpo": check_groups, "rloo": check_groups}
-_RUNS: dict[str, Callable[[Any], Any]] = {"ppo": run_ppo, "grpo": run_grpo, "rloo": run_rloo}
+# of each algorithm: what checks its options, and what runs it
+_COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
+    "ppo": (check_ppo, run_ppo),
+    "grpo": (check_groups, run_grpo),
+    "rloo": (check_groups, run_rloo),
+    "online-dpo": (check_pairs, run_online_dpo),
+}
 _LAST = "result.json"  # of a run folder: it is written when all else is
 _FREE = ("policy", "eval_prompts", "families", "stages")  # each stage sees to its own on --resume
 
@@ -90,7 +96,8 @@ def run_curriculum(config: CurriculumConfig) -> dict[str, Any]:
 
 def check_stage(stage: PlannedStage, part: StagePrompts) -> None:
     """Raise UserError on what would stop ``stage`` later, as far as it can be told without its models."""
-    _CHECKS[stage.algorithm](stage.run)
+    check, _ = _COMMANDS[stage.algorithm]
+    check(stage.run)
     if not Path(stage.run.reward_model).is_dir():
         raise UserError(f"reward_model: {stage.run.reward_model}: no such folder; give the model folder of a training")
     if stage.filter is not None:
@@ -132,7 +139,8 @@ def train(stage: PlannedStage, console: Console) -> None:
         start_run(stage.folder, asdict(stage.run), resume=True)
         console.print(f"finished before: {stage.folder}", soft_wrap=True, markup=False)
         return
-    _RUNS[stage.algorithm](stage.run)
+    _, run = _COMMANDS[stage.algorithm]
+    run(stage.run)
     gc.collect()  # models that refer to themselves: the next stage loads its own
     torch.cuda.empty_cache()
 

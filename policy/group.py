@@ -7,6 +7,7 @@ Several processes: `torchrun --nproc_per_node 2 -m policy.cli grpo ...`; see `po
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,7 +115,9 @@ class RecordedReward(RubricReward):
     ) -> list[float | None]:
         """As `RubricReward`, of rows that all have a rubric."""
         self._asked = [self._prompts[index] for index in columns["place"]]
+        begun = time.perf_counter()
         rewards = super().__call__(prompts, completions, rubric, **columns)
+        seconds = (time.perf_counter() - begun) / len(rewards)
         rows = zip(self._asked, completions, columns["completion_ids"], self._scored, rewards, strict=True)
         self._rollouts += [
             Rollout.of(
@@ -124,6 +127,7 @@ class RecordedReward(RubricReward):
                 scored,
                 math.nan if reward is None else reward,
                 self._end_token,
+                seconds,
             )
             for prompt, completion, ids, scored, reward in rows
         ]

@@ -24,8 +24,6 @@ from rubric_data.errors import UserError
 
 def run_online_dpo(config: OnlineDpoConfig) -> dict[str, Any]:
     """As `policy.ppo.run_ppo`, by online DPO. Raises UserError on bad input, before anything is written."""
-    require_trl()
-    check(config)
     check_pairs(config)
     return run_by(config, build_trainer, describe)
 
@@ -41,7 +39,12 @@ def require_trl() -> ModuleType:
 
 
 def check_pairs(config: OnlineDpoConfig) -> None:
-    """Raise UserError where a pass would split a pair, or nothing would hold the policy to where it started."""
+    """Raise UserError on values that would fail later, and if the installed TRL has no online DPO.
+
+    A pass must not split a pair, and something must hold the policy to where it started.
+    """
+    require_trl()
+    check(config)
     if config.micro_batch_size % 2:
         raise UserError(
             f"micro_batch_size: {config.micro_batch_size} is odd, and two rollouts of a prompt are compared; make it "

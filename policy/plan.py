@@ -9,11 +9,25 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from policy.config import CurriculumConfig, GrpoConfig, PolicyConfig, PromptChoice, PromptFilter, RlConfig, RlooConfig
+from policy.config import (
+    CurriculumConfig,
+    GrpoConfig,
+    OnlineDpoConfig,
+    PolicyConfig,
+    PromptChoice,
+    PromptFilter,
+    RlConfig,
+    RlooConfig,
+)
 from policy.options import Option, check_content, from_content, options_of
 from rubric_data.errors import UserError
 
-ALGORITHMS: dict[str, type[RlConfig]] = {"ppo": PolicyConfig, "grpo": GrpoConfig, "rloo": RlooConfig}
+ALGORITHMS: dict[str, type[RlConfig]] = {
+    "ppo": PolicyConfig,
+    "grpo": GrpoConfig,
+    "rloo": RlooConfig,
+    "online-dpo": OnlineDpoConfig,
+}
 _OF_ALL = ("output", "policy", "eval_prompts", "resume")  # options of the curriculum, not of a stage
 _SAME = ("judge", "judge_model", "judge_base_url", "eval_samples")  # in all stages, or gold could not be compared
 _SECTIONS = ("prompts", "filter")

@@ -458,6 +458,7 @@ def step_row(step: int, rollouts: Sequence[Rollout], gold: Row, own: Row, *, sec
         "response_tokens": _mean([rollout.tokens for rollout in rollouts]),
         "finished_share": _mean([rollout.finished for rollout in rollouts]),
         **own,
+        "reward_seconds": round(sum(rollout.seconds for rollout in rollouts), 3),
         "seconds": round(seconds, 3),
     }
 

@@ -7,6 +7,8 @@ from rm.scorer import Scored
 from rubric_data.io import write_judged
 from rubric_data.records import JudgedResponse
 
+UNTIMED = {"seconds": 0, "reward_seconds": 0}  # in the place of what no two runs share
+
 
 def rollout(prompt, text, reward, tokens=2, finished=True, paid=None):
     """What the scorer answers with ``reward`` on every criterion; paid the same unless told."""

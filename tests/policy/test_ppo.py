@@ -33,7 +33,7 @@ from rubric_data.files import write_text
 from rubric_data.io import read_judged, write_judged
 from rubric_data.programmatic import CodeFirst
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import rollout, write_fruit
+from tests.policy.fruit import UNTIMED, rollout, write_fruit
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -149,7 +149,7 @@ def stop_after(monkeypatch, step):
 
 
 def without_seconds(rows):
-    return [{**row, "seconds": 0} for row in rows]
+    return [{**row, **UNTIMED} for row in rows]
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, monkeypatch):
@@ -297,6 +297,7 @@ def test_a_row_of_metrics_by_hand():
         "finished_share": 0.5,
         "clip_share": 0.1,
         "value_loss": 0.2,
+        "reward_seconds": 0.0,
         "seconds": 3.142,
     }
     assert stage.progress_line(row, 14) == (
