@@ -4,10 +4,10 @@
 
 `ppo` and `grpo` take a few updates on the embedded prompts, every rubric filled up to ten criteria, with each of three
 rewards: `model`, the reward model; `local`, `LocalJudge`, one padded sequence a criterion; `http`, a System One server
-on loopback (`transformers serve`), one call a rollout for all criteria. A judge is asked for every answer, as a fallback
-that knows no bounds; the reward model answers first, which adds its own time. Runs lie in runs/rl-cost, the record in
-benchmarks/results/rl-cost.json; `share` is `reward_seconds` over `seconds` of a step (docs/metrics.md), medians over
-all steps but the first.
+on loopback (`transformers serve`), one call a rollout for all criteria. A judge is asked for every answer, as a
+fallback without bounds; the reward model answers first, which adds its own time. Runs lie in runs/rl-cost, the record
+in benchmarks/results/rl-cost.json; `share` is `reward_seconds` over `seconds` of a step (docs/metrics.md), medians
+over all steps but the first.
 """
 
 import argparse
