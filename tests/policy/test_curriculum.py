@@ -186,7 +186,7 @@ def test_what_is_done_is_not_done_again_nor_otherwise(recipe, tmp_path, monkeypa
     config = CurriculumConfig(**recipe)
     first, second = plan(config)
     ran = []
-    monkeypatch.setattr(curriculum, "_RUNS", {name: ran.append for name in ("grpo", "ppo")})
+    monkeypatch.setattr(curriculum, "_COMMANDS", {name: (None, ran.append) for name in ("grpo", "ppo")})
 
     def leave(stage, *files):
         start_run(stage.folder, asdict(stage.run))

@@ -255,6 +255,7 @@ def test_a_monitor_gets_trls_numbers_and_those_of_the_row(config, tmp_path, monk
         def on_log(self, args, state, control, logs=None, **_):
             seen.append((state.global_step, dict(logs)))
 
+    monkeypatch.setattr(stage, "get_available_reporting_integrations", lambda: ["tensorboard"])
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Monitor)
     config.report_to, config.steps, config.eval_prompts = "tensorboard", 1, 1
     config.mask_unfinished, config.critic_from = True, "reward_model"
