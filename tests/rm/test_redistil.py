@@ -6,12 +6,12 @@ import pytest
 from safetensors.torch import load_file
 
 from policy import cli
-from rm.config import RedistilConfig, TrainConfig
+from rm.config import RedistilConfig
 from rm.redistil import objections, part, run_redistil
-from rm.train import run_train
 from rubric_data.errors import LeakError, UserError
 from rubric_data.io import write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from tests.rm.trained import train_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 OLD, NEW = ("apple", "pear"), ("plum", "fig")
@@ -99,21 +99,7 @@ def start(tiny_backbone, tmp_path_factory):
     write_judged(folder / "new.jsonl", records(NEW, SPLITS[:9], texts="new"))
     write_judged(folder / "wrong.jsonl", wrong := records(NEW, SPLITS[:6], turned=True, texts="new"))
     write_judged(folder / "wrong.jsonl", [*wrong, *records(NEW, SPLITS[6:9], texts="new", first=6)])
-    run_train(
-        TrainConfig(
-            output=str(folder / "run"),
-            data=str(folder / "old.jsonl"),
-            model=tiny_backbone,
-            dtype="float32",
-            max_length=256,
-            max_steps=40,
-            tokens_per_batch=400,
-            eval_steps=20,
-            lora_rank=4,
-            learning_rate=5e-3,
-            head_learning_rate=5e-3,
-        )
-    )
+    train_tiny(folder, "old.jsonl", tiny_backbone, steps=40)
     return folder
 
 

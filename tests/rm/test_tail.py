@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 
 from policy import cli
 from rm import changes, tail
-from rm.config import TailConfig, TrainConfig
+from rm.config import TailConfig
 from rm.data import ReplaySampler, build_trees
 from rm.encoding import Encoder
 from rm.mining import mine
 from rm.tail import run_tail, with_pairs
-from rm.train import run_train
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from tests.rm.trained import train_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,21 +56,7 @@ def start(tiny_backbone, tmp_path_factory):
     """Folder of a trained model, and the file it was trained on."""
     folder = tmp_path_factory.mktemp("start")
     write_judged(folder / "judged.jsonl", _records())
-    run_train(
-        TrainConfig(
-            output=str(folder / "run"),
-            data=str(folder / "judged.jsonl"),
-            model=tiny_backbone,
-            dtype="float32",
-            max_length=256,
-            max_steps=60,
-            tokens_per_batch=400,
-            eval_steps=20,
-            lora_rank=4,
-            learning_rate=5e-3,
-            head_learning_rate=5e-3,
-        )
-    )
+    train_tiny(folder, "judged.jsonl", tiny_backbone, steps=60)
     return folder
 
 
