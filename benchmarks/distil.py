@@ -6,7 +6,7 @@
 Reads ../shared/data. For each data set and seed: train, calibrate, audit, in runs/distil/<data>-<seed>; `--beside` puts
 the same with a tail stage, the rubric-blind model and the peers of `benchmarks.peers` into the same table. What is
 finished is not done again and a killed training goes on, so the command may be given at any time. With `--split test`,
-which is for the end, the record benchmarks/results/distil-<data>.json is written.
+which is for the end, the record benchmarks/results/distil-<data>-<beside>.json is written.
 """
 
 import argparse
@@ -23,14 +23,17 @@ from rich.table import Table
 from benchmarks.record import RESULTS, ROOT, circumstances, spread
 from policy.cli import main as command_line
 from rubric_data.files import write_json
+from rubric_data.io import read_judged, write_judged
+from rubric_data.records import JudgedResponse, Split, content_hash
+from rubric_data.split import SPLITS
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "distil"
 BESIDE = ("tail", "blind", "bt", "any2jev")
 
 _COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 0.1, "patience": 20}
-_LONG = {"max_length": 1024, "responses_per_tree": 4, "max_steps": 250, "eval_steps": 50}
-# a training costs what it reads: about a million tokens, half an hour on one thread
+_LONG = {"max_length": 1024, "responses_per_tree": 4, "max_steps": 150, "eval_steps": 30}
+# a training costs what it reads: .6 to 1 million tokens, twenty minutes to half an hour on one thread
 RECIPES: dict[str, dict[str, Any]] = {
     # the criteria ask about the summary alone: of the article, whatever room is left
     "realsumm": _COMMON | {"max_length": 320, "epochs": 1.5, "eval_steps": 57, "eval_trees": 20},
@@ -38,6 +41,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "structflow": _COMMON | _LONG | {"eval_trees": 40},
     "hellobench": _COMMON | _LONG | {"eval_trees": 24},
 }
+# of the long responses so many prompts are held out, with so many responses each: an audit reads all, several times
+_HELD_OUT: dict[str, dict[Split, int]] = {
+    "structflow": {"validation": 20, "test": 40},
+    "hellobench": {"validation": 16, "test": 30},
+}
+_RESPONSES = 12
 _TAIL = {"tokens_per_batch": 4400, "learning_rate": 3e-4, "epochs": 1.0, "eval_steps": 10}
 
 Numbers = dict[str, float | None]
@@ -45,7 +54,7 @@ Numbers = dict[str, float | None]
 
 def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, Any]:
     """What of one data set and seed is not done yet; the audit. Ends the process if a command fails."""
-    source, folder = DATA / f"{data}.parquet", RUNS / f"{data}-{seed}"
+    source, folder = _source(data), RUNS / f"{data}-{seed}"
     ours = _trained(folder / "train", "train", source, {"seed": seed, **RECIPES[data]})
     others: dict[str, Path] = {}
     if "tail" in beside:
@@ -65,6 +74,29 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
         _run("audit", "--model", ours, "--data", source, "--output", audit, "--split", split, *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
+
+
+def _source(data: str) -> Path:
+    """The file of ``data``, with less of what is held out where `_HELD_OUT` says so: what comes first by a hash."""
+    whole = DATA / f"{data}.parquet"
+    if data not in _HELD_OUT:
+        return whole
+    path = RUNS / f"{data}.parquet"
+    if not path.exists():
+        records = read_judged(whole)
+        write_judged(path, [one for split in SPLITS for one in _kept(records, split, _HELD_OUT[data].get(split))])
+    return path
+
+
+def _kept(records: Sequence[JudgedResponse], split: Split, prompts: int | None) -> list[JudgedResponse]:
+    """Those of a split: all, or of so many prompts `_RESPONSES` each."""
+    mine = [record for record in records if record.split == split]
+    if prompts is None:
+        return mine
+    found: dict[str, list[JudgedResponse]] = {}
+    for record in sorted(mine, key=lambda record: content_hash(record.response_id)):
+        found.setdefault(record.prompt_id, []).append(record)
+    return [record for name in sorted(found, key=content_hash)[:prompts] for record in found[name][:_RESPONSES]]
 
 
 def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any]) -> Path:
@@ -125,8 +157,9 @@ def main() -> None:
         if arguments.split == "test":
             config = {"data": data, "seeds": arguments.seeds, "train": RECIPES[data], "tail": _TAIL}
             rows = {str(seed): found for seed, found in zip(arguments.seeds, seeds, strict=True)}
-            record = {"name": f"distil-{data}", **circumstances(config), "seeds": rows, "spread": over_seeds(seeds)}
-            write_json(RESULTS / f"distil-{data}.json", record)
+            name = "-".join(["distil", data, *arguments.beside])
+            record = {"name": name, **circumstances(config), "seeds": rows, "spread": over_seeds(seeds)}
+            write_json(RESULTS / f"{name}.json", record)
 
 
 def _show(title: str, seeds: dict[int, dict[str, Numbers]]) -> None:
