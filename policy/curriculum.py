@@ -30,6 +30,7 @@ from policy.online_dpo import check_pairs, run_online_dpo
 from policy.plan import PlannedStage, differing, plan
 from policy.ppo import check_ppo, run_ppo
 from policy.prompts import require_pad
+from policy.run_folder import RESULT
 from policy.stage import processes
 from policy.stage_prompts import StagePrompts, all_held_out, families, gather
 from policy.step_rewards import StepRewards
@@ -50,7 +51,6 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
     "rloo": (check_groups, run_rloo),
     "online-dpo": (check_pairs, run_online_dpo),
 }
-_LAST = "result.json"  # of a run folder: it is written when all else is
 _FREE = ("policy", "eval_prompts", "families", "stages")  # each stage sees to its own on --resume
 
 
@@ -135,7 +135,7 @@ def prepare(stage: PlannedStage, part: StagePrompts, held_out: Sequence[JudgedRe
 
 def train(stage: PlannedStage, console: Console) -> None:
     """Run ``stage`` to its end; where it is finished, only make sure that it was the same stage."""
-    if (stage.folder / _LAST).is_file():
+    if (stage.folder / RESULT).is_file():  # it is written when all else is
         start_run(stage.folder, asdict(stage.run), resume=True)
         console.print(f"finished before: {stage.folder}", soft_wrap=True, markup=False)
         return

@@ -14,6 +14,7 @@ import numpy as np
 
 from policy.evaluate import mean_estimate, paired_difference
 from policy.plan import PlannedStage
+from policy.run_folder import RESULT, SAMPLES
 from rm.page import short, with_interval
 from rubric_data.records import JudgedResponse
 from rubric_data.tables import print_table
@@ -38,8 +39,8 @@ class Outcome:
 
 def outcome(stage: PlannedStage, prompts: Mapping[str, Any], held_out: Sequence[JudgedResponse]) -> Outcome:
     """What is in the run folder of the finished ``stage``, which was measured on the ``held_out`` prompts."""
-    result = json.loads((stage.folder / "result.json").read_text(encoding="utf-8"))
-    rewards = read_rewards(stage.folder / "samples.jsonl", [record.prompt_id for record in held_out])
+    result = json.loads((stage.folder / RESULT).read_text(encoding="utf-8"))
+    rewards = read_rewards(stage.folder / SAMPLES, [record.prompt_id for record in held_out])
     return Outcome(stage.name, stage.algorithm, prompts, result, rewards)
 
 

@@ -20,23 +20,20 @@ from policy.prompts import RubricPrompt, prompt_order, require_pad
 from policy.reward import RubricReward, RubricScoring, Told, completion_text, reward_dataset
 from policy.stage import (
     Cast,
+    Describe,
     Row,
-    SilentStep,
-    StepLog,
     begin,
     check,
     frozen_copy,
-    gold_watch,
     load,
-    log_first,
     lora_shape,
     number_of,
     prepare,
-    processes,
     reached,
     run_around,
     train_watched,
     trainer_arguments,
+    watched,
 )
 from policy.step_rewards import StepRewards
 from rm.fused import fuse
@@ -47,7 +44,6 @@ from rubric_data.errors import UserError
 from rubric_data.records import Rubric
 
 AnyConfig = TypeVar("AnyConfig", bound=RlConfig)
-Describe = Callable[[dict[str, float], Sequence[Rollout]], Row]
 
 
 def run_grpo(config: GrpoConfig) -> dict[str, Any]:
@@ -165,11 +161,7 @@ def train(
     trainer = build(config, folder / CHECKPOINTS, cast, reward)
     if config.lora_rank:
         compute_in_backbone_dtype(trainer.model)
-    log: StepLog | SilentStep = SilentStep(reward.take_rollouts)
-    if processes().is_main_process:
-        watch = gold_watch(config, cast, trainer.model, folder, checkpoint)
-        log = StepLog(config, folder, cast.training, watch, reward.take_rollouts, tell, rows)
-    log_first(trainer, log)
+    log, _ = watched(config, cast, folder, trainer, trainer.model, reward.take_rollouts, tell, checkpoint, rows)
     train_watched(lambda: trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)))
     return trainer.model.eval(), log.rows
 

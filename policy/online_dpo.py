@@ -4,7 +4,6 @@ Owns the settings and what online DPO alone logs; the trainer is `policy.dpo_tra
 everything around it `policy.stage`.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 from policy.adapter import Rollout
 from policy.config import OnlineDpoConfig
 from policy.group import RecordedReward, run_by, run_settings
-from policy.ppo import TRL_RANGE
 from policy.prompts import prompt_order
 from policy.reward import reward_dataset
-from policy.stage import Cast, Row, check, lora_shape, number_of, trainer_arguments
+from policy.stage import Cast, Row, check, experimental, lora_shape, number_of, trainer_arguments
 from rm.lora import lora_config
 from rubric_data.errors import UserError
 
@@ -30,12 +28,7 @@ def run_online_dpo(config: OnlineDpoConfig) -> dict[str, Any]:
 
 def require_trl() -> ModuleType:
     """`policy.dpo_trainer`. Raises UserError if the installed TRL has no online DPO."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that it may change is why its version is pinned
-    try:
-        import policy.dpo_trainer
-    except ImportError as error:
-        raise UserError(f"online-dpo: needs {TRL_RANGE} ({error}); run: pip install '{TRL_RANGE}'") from None
-    return policy.dpo_trainer
+    return experimental("online-dpo", "policy.dpo_trainer")
 
 
 def check_pairs(config: OnlineDpoConfig) -> None:

@@ -6,7 +6,6 @@ Owns PPO's trainer, its settings and what it alone logs; the reward is `policy.a
 Several processes: `torchrun --nproc_per_node 2 -m policy.cli ppo ...`; see `policy.stage`.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +26,11 @@ from policy.prompts import encode_prompt, prompt_order
 from policy.stage import (
     Cast,
     Row,
-    SilentStep,
-    StepLog,
     begin,
     check,
+    experimental,
     frozen_copy,
-    gold_watch,
     load,
-    log_first,
     lora_shape,
     prepare,
     processes,
@@ -42,14 +38,12 @@ from policy.stage import (
     run_around,
     train_watched,
     trainer_arguments,
+    watched,
 )
-from policy.watching import GoldWatch
 from rm.fused import fuse
 from rm.lora import attach_lora
 from rm.train import CHECKPOINTS
 from rubric_data.errors import UserError
-
-TRL_RANGE = "trl>=1.8,<1.13"  # where TRL has PPO
 
 
 def run_ppo(config: PolicyConfig) -> dict[str, Any]:
@@ -80,12 +74,7 @@ def check_ppo(config: PolicyConfig) -> None:
 
 def require_trl() -> ModuleType:
     """The module that holds TRL's PPO. Raises UserError if the installed TRL has none."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that it may change is why its version is pinned
-    try:
-        import trl.experimental.ppo as ppo
-    except ImportError as error:
-        raise UserError(f"ppo: needs {TRL_RANGE} ({error}); run: pip install '{TRL_RANGE}'") from None
-    return ppo
+    return experimental("ppo", "trl.experimental.ppo")
 
 
 def train(
@@ -103,12 +92,7 @@ def train(
     adapter.go_on(len(rows))
     go_on(cast.payer, config, folder, rows)
     trainer = build_trainer(config, folder, cast, policy, reference, adapter, critic, len(rows))
-    watch: GoldWatch | None = None
-    log: StepLog | SilentStep = SilentStep(adapter.take_rollouts)
-    if processes().is_main_process:
-        watch = gold_watch(config, cast, policy, folder, checkpoint)
-        log = StepLog(config, folder, cast.training, watch, adapter.take_rollouts, describe, rows)
-    log_first(trainer, log)
+    log, watch = watched(config, cast, folder, trainer, policy, adapter.take_rollouts, describe, checkpoint, rows)
     trainer.add_callback(
         PpoCheckpoints(trainer, watch, folder / CHECKPOINTS, checkpoint, every=config.save_steps, steps=config.steps)
     )

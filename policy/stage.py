@@ -15,14 +15,17 @@ rollouts of all; the others train, and end when it does.
 """
 
 import copy
+import importlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,7 @@ from policy.fallback import ASKED, FAILED, asked_row, check_fallback, payer
 from policy.prompts import RubricPrompt, rubric_prompts, warn_if_code_answers_all
 from policy.reward import RubricScoring
 from policy.rollouts import JudgedRollouts
+from policy.run_digest import best_row, best_step, first_alarm
 from policy.run_folder import METRICS, RESULT, SAMPLES, Row
 from policy.run_page import LivePage, write_page
 from policy.step_rewards import NO_POSTERIOR, StepRewards, is_default
@@ -80,6 +84,8 @@ _COUNTS = (
     "save_steps",
 )
 _FREE = ("steps", "save_steps", "report_to")  # what a resumed run may change
+TRL_RANGE = "trl>=1.8,<1.13"  # where TRL has PPO
+Describe = Callable[[dict[str, float], Sequence[Rollout]], Row]  # of TRL's log of an update and its rollouts
 _PATIENCE = timedelta(days=1)  # of processes that wait while the first one evaluates
 
 
@@ -106,6 +112,15 @@ class Cast:
 def processes() -> PartialState:
     """The processes of this run: those that torchrun started, or this one alone."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def experimental(command: str, module: str) -> ModuleType:
+    """The ``module`` that holds, or needs, a part of TRL that may move. Raises UserError if TRL lacks it."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that it may change is why its version is pinned
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{command}: needs {TRL_RANGE} ({error}); run: pip install '{TRL_RANGE}'") from None
 
 
 def check(config: RlConfig, counts: Sequence[str] = ()) -> None:
@@ -343,10 +358,30 @@ def gold_watch(config: RlConfig, cast: Cast, policy: Policy, folder: Path, check
     return watch
 
 
-def log_first(trainer: Any, log: TrainerCallback) -> None:
-    """Have TRL's ``trainer`` tell ``log`` of an update before the reporters, who then get what it adds."""
+def watched(
+    config: RlConfig,
+    cast: Cast,
+    folder: Path,
+    trainer: Any,
+    policy: Policy,
+    take_rollouts: Callable[[], list[Rollout]],
+    describe: Describe,
+    checkpoint: Path | None,
+    rows: Sequence[Row],
+) -> "tuple[StepLog | SilentStep, GoldWatch | None]":
+    """The log that TRL's ``trainer`` now tells of every update, and the watch, which the first process alone has.
+
+    It hears of an update before the reporters, who then get what it adds. The run goes on after ``rows``, from
+    ``checkpoint``; the others are `StepLog`'s.
+    """
+    log: StepLog | SilentStep = SilentStep(take_rollouts)
+    watch: GoldWatch | None = None
+    if processes().is_main_process:
+        watch = gold_watch(config, cast, policy, folder, checkpoint)
+        log = StepLog(config, folder, cast.training, watch, take_rollouts, describe, rows)
     trainer.callback_handler.callbacks.insert(0, log)
     trainer.remove_callback(PrinterCallback)
+    return log, watch
 
 
 def train_watched(train: Callable[[], Any]) -> None:
@@ -371,7 +406,7 @@ class StepLog(TrainerCallback):
         prompts: Sequence[RubricPrompt],
         watch: GoldWatch,
         take_rollouts: Callable[[], list[Rollout]],
-        describe: Callable[[dict[str, float], Sequence[Rollout]], Row],
+        describe: Describe,
         rows: Sequence[Row] = (),
     ) -> None:
         self.rows = list(rows)
@@ -481,10 +516,10 @@ def progress_line(row: Row, steps: int) -> str:
 
 def ending(rows: Sequence[Row], on_alarm: OnAlarm) -> Row:
     """How the updates ended: the KL of the policy that is left, the update with the best gold, the first decline."""
-    alarm, best = next((row["step"] for row in rows if row["alarm"] == DECLINE), None), rows[-1]["best_step"]
+    alarm, best = first_alarm(rows, DECLINE), best_row(rows)
     rolled_back = alarm is not None and on_alarm == "rollback"
-    last = next(row for row in rows if row["step"] == best) if rolled_back else rows[-1]
-    return {"kl_final": last["kl"], "best_step": best, "alarm_step": alarm, "rolled_back": rolled_back}
+    last = best if rolled_back and best is not None else rows[-1]
+    return {"kl_final": last["kl"], "best_step": best_step(rows), "alarm_step": alarm, "rolled_back": rolled_back}
 
 
 def compare(before: PolicyEvaluation, after: PolicyEvaluation, *, seed: int) -> dict[str, Any]:

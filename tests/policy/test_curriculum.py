@@ -18,6 +18,7 @@ from policy.config import CurriculumConfig, GrpoConfig, PromptChoice
 from policy.curriculum_report import Outcome, family_rows, read_rewards, stage_rows, summarise
 from policy.options import build_parser, parse
 from policy.plan import differing, plan
+from policy.stage import StepLog
 from policy.stage_prompts import StagePrompts, gather
 from rm.backbone import load_causal_lm
 from rm.scorer import RubricScorer
@@ -151,7 +152,7 @@ def test_two_stages_end_to_end_with_a_filter_between(run, recipe, tmp_path, tiny
 
 def test_an_interrupted_curriculum_goes_on_where_it_was(run, recipe, tmp_path, monkeypatch, capsys):
     recipe["stages"][1] = {"name": "tone", "algorithm": "rloo", "group_size": 2, "steps": 2, "save_steps": 1}
-    write, seen = group.StepLog.on_log, []
+    write, seen = StepLog.on_log, []
 
     def note(self, args, state, control, **rest):
         rows = len(self.rows)
@@ -163,8 +164,8 @@ def test_an_interrupted_curriculum_goes_on_where_it_was(run, recipe, tmp_path, m
         if seen == [("1-form", 1), ("2-tone", 1)]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(group.StepLog, "on_log", note)
-    monkeypatch.setattr(group.StepLog, "on_save", stop)
+    monkeypatch.setattr(StepLog, "on_log", note)
+    monkeypatch.setattr(StepLog, "on_save", stop)
     assert run() == 130
     assert not (tmp_path / "run" / "curriculum.json").exists()
     assert run() == 2 and "holds a run already" in capsys.readouterr().err

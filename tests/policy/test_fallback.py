@@ -5,18 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from policy import group, stage
+from policy import stage
 from policy.adapter import Rollout
 from policy.cli import main
 from policy.config import GrpoConfig
 from policy.fallback import asked_row, check_fallback
 from policy.prompts import RubricPrompt
-from rm.scorer import Asked, RubricScorer, Scored
+from rm.scorer import Asked, Scored
 from rubric_data.errors import UserError
 from rubric_data.judges import masked_verdicts
 from rubric_data.ledger import LedgerReader
 from rubric_data.records import Criterion, Rubric, Verdict
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import read_lines, reward_untrained, small_run, words, write_fruit
 
 pytest.importorskip("trl.experimental.ppo", reason="needs TRL with PPO")
 RUBRIC = Rubric(criteria=(Criterion(id="tone", text="is friendly", weight=3.0), Criterion(id="short", text="is short")))
@@ -44,35 +44,15 @@ class Judge:
 @pytest.fixture
 def command(tmp_path, tiny_backbone, monkeypatch):
     """Arguments of a run of three updates of eight rollouts, whose reward model is an untrained one."""
-    untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
-    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
+    reward_untrained(monkeypatch, tiny_backbone)
     monkeypatch.setattr(stage, "build_judge", lambda _: Judge())
-    options = {
-        "reward_model": tiny_backbone,
-        "policy": tiny_backbone,
-        "data": write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 4 + ["test"]),
-        "steps": 3,
-        "batch_size": 8,
-        "micro_batch_size": 4,
-        "response_length": 6,
-        "learning_rate": 1e-2,
-        "lora_rank": 2,
-        "gold_sample": 4,
-        "eval_samples": 1,
-        "fallback_budget": 24,
-        "fallback_width": 0.1,
-        "judge": "openai",
-        "judge_model": "m",
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    data = write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 4 + ["test"])
+    judge = {"fallback_budget": 24, "fallback_width": 0.1, "judge": "openai", "judge_model": "m"}
+    return words(small_run(tiny_backbone, data, eval_samples=1, **judge))
 
 
 def own(method):
-    return [word for name, value in OWN[method].items() for word in (f"--{name}", str(value))]
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return words(OWN[method])
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
@@ -96,7 +76,7 @@ def test_a_run_is_paid_by_the_judge_where_it_was_asked(method, command, tmp_path
 def test_a_run_that_was_stopped_pays_as_one_that_was_not(command, tmp_path, monkeypatch):
     whole, stopped = (["grpo", *command, *own("grpo"), "--output", str(tmp_path / name)] for name in ("whole", "part"))
     assert main(whole) == 0
-    write, wrote = group.StepLog.on_log, []
+    write, wrote = stage.StepLog.on_log, []
 
     def interrupt(self, args, state, control, **rest):
         write(self, args, state, control, **rest)
@@ -104,7 +84,7 @@ def test_a_run_that_was_stopped_pays_as_one_that_was_not(command, tmp_path, monk
         if wrote == [1, 2]:
             raise KeyboardInterrupt  # the second update's verdicts are paid for, its checkpoint is not written
 
-    monkeypatch.setattr(group.StepLog, "on_log", interrupt)
+    monkeypatch.setattr(stage.StepLog, "on_log", interrupt)
     assert main(stopped) == 130
     asked = []
     monkeypatch.setattr(stage, "build_judge", lambda _: asked.append(Judge()) or asked[0])

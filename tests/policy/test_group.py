@@ -19,10 +19,10 @@ from policy.prompts import RubricPrompt, prompt_order
 from policy.reward import prompt_text, reward_dataset
 from policy.stage import rows_until
 from rm.posterior import Doubt
-from rm.scorer import RubricScorer, Scored
+from rm.scorer import Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import UNTIMED, rollout, write_fruit
+from tests.policy.fruit import UNTIMED, read_lines, reward_untrained, rollout, small_run, words, write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -33,32 +33,13 @@ RUBRIC = Rubric(
 PROMPT = RubricPrompt("p", "Say it.", RUBRIC)
 
 
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture
 def command(tmp_path, tiny_backbone, monkeypatch):
     """Arguments of a run of three updates, whose reward model is an untrained one."""
-    untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
-    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
+    reward_untrained(monkeypatch, tiny_backbone)
     data = write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 2 + ["validation"] + ["test"])
-    options = {
-        "reward_model": tiny_backbone,
-        "policy": tiny_backbone,
-        "data": data,
-        "steps": 3,
-        "batch_size": 8,
-        "micro_batch_size": 4,
-        "group_size": 2,  # four groups in an update, of three prompts
-        "response_length": 6,
-        "learning_rate": 1e-2,
-        "lora_rank": 2,
-        "gold_sample": 4,
-        "eval_samples": 2,
-        "save_steps": 1,
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    # four groups in an update, of three prompts
+    return words(small_run(tiny_backbone, data, group_size=2, eval_samples=2, save_steps=1))
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
@@ -104,10 +85,10 @@ def test_without_an_adapter_all_weights_learn_and_a_model_is_left(method, comman
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_the_option_for_unfinished_rollouts_reaches_trl(method, command, tmp_path, monkeypatch, capsys):
-    def stop(trainer, log):
+    def stop(config, cast, folder, trainer, *_):
         raise UserError(f"masks: {trainer.mask_truncated_completions}")
 
-    monkeypatch.setattr(group, "log_first", stop)
+    monkeypatch.setattr(group, "watched", stop)
     options = ["--eval_samples", "1", "--mask_unfinished", "true", "--output", str(tmp_path / "run")]
     assert main([method, *command, *options]) == 2
     assert "masks: True" in capsys.readouterr().err
@@ -118,7 +99,7 @@ def test_the_option_for_unfinished_rollouts_reaches_trl(method, command, tmp_pat
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_path, monkeypatch):
     whole, stopped = ([method, *command, "--output", str(tmp_path / name)] for name in ("whole", "stopped"))
     assert main(whole) == 0
-    write, wrote = group.StepLog.on_log, []
+    write, wrote = stage.StepLog.on_log, []
 
     def interrupt(self, args, state, control, **rest):
         write(self, args, state, control, **rest)
@@ -126,7 +107,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_pa
         if wrote == [1, 2]:
             raise KeyboardInterrupt  # the second row is written, its checkpoint is not
 
-    monkeypatch.setattr(group.StepLog, "on_log", interrupt)
+    monkeypatch.setattr(stage.StepLog, "on_log", interrupt)
     assert main(stopped) == 130
     assert [row["step"] for row in read_lines(tmp_path / "stopped" / "metrics.jsonl")] == [1, 2]
     assert main([*stopped, "--resume", "true"]) == 0

@@ -15,10 +15,9 @@ from policy.config import OnlineDpoConfig
 from policy.online_dpo import check_pairs, describe, require_trl
 from policy.prompts import RubricPrompt
 from policy.reward import reward_dataset
-from rm.scorer import RubricScorer
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import UNTIMED, write_fruit
+from tests.policy.fruit import UNTIMED, read_lines, reward_untrained, small_run, words, write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -31,31 +30,13 @@ END, PAD = 2, 0
 dpo_trainer = require_trl()  # it keeps TRL from warning that this part of it may change
 
 
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture
 def command(tmp_path, tiny_backbone, monkeypatch):
     """Arguments of a run of three updates, whose reward model is an untrained one."""
-    untrained = RubricScorer.zero_shot(tiny_backbone, dtype="float32", max_length=512)
-    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda *_, **__: untrained)
+    reward_untrained(monkeypatch, tiny_backbone)
     data = write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 2 + ["validation"] + ["test"])
-    options = {
-        "reward_model": tiny_backbone,
-        "policy": tiny_backbone,
-        "data": data,
-        "steps": 3,
-        "batch_size": 8,  # four pairs, of three prompts
-        "micro_batch_size": 4,
-        "response_length": 6,
-        "learning_rate": 1e-2,
-        "lora_rank": 2,
-        "gold_sample": 4,
-        "eval_samples": 2,
-        "save_steps": 1,
-    }
-    return ["online-dpo", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    options = small_run(tiny_backbone, data, eval_samples=2, save_steps=1)  # four pairs an update, of three prompts
+    return ["online-dpo", *words(options)]
 
 
 def test_two_updates_end_to_end(command, tmp_path, capsys):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from policy.cli import main
 from rm.model import RubricRewardModel
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import write_fruit
+from tests.policy.fruit import read_lines, small_run, words, write_fruit
 
 ROOT = Path(__file__).resolve().parents[2]
 RUBRIC = Rubric(
@@ -46,21 +46,9 @@ def options(tmp_path, tiny_backbone):
     """Two updates of eight rollouts, which two processes do in one pass each."""
     RubricRewardModel.from_language_model(tiny_backbone, max_length=512).save(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path / "model")
-    options = {
-        "reward_model": tmp_path / "model",
-        "policy": tiny_backbone,
-        "data": write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 4 + ["test"]),
-        "steps": 2,
-        "batch_size": 8,
-        "micro_batch_size": 4,
-        "response_length": 6,
-        "learning_rate": 1e-2,
-        "lora_rank": 2,
-        "gold_sample": 4,
-        "eval_samples": 2,
-        "save_steps": 1,
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    data = write_fruit(tmp_path / "data.jsonl", RUBRIC, ["train"] * 4 + ["test"])
+    more = {"reward_model": tmp_path / "model", "steps": 2, "eval_samples": 2, "save_steps": 1}
+    return words(small_run(tiny_backbone, data, **more))
 
 
 def launch(*command):
@@ -72,10 +60,6 @@ def launch(*command):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("method", ["grpo", "online-dpo"])
