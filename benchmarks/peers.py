@@ -48,7 +48,7 @@ from rm import template
 from rm.backbone import load_causal_lm, load_tokenizer, native_dtype, resolve_model
 from rm.calibration import fit_curve
 from rm.config import TrainConfig
-from rm.data import budget_batches, load_exact, load_judged
+from rm.data import budget_batches, load_training
 from rm.encoding import Encoder
 from rm.lora import attach_lora, linear_maps
 from rm.memory import keep_memory
@@ -530,7 +530,7 @@ def run(peer: str, terms: Terms, splits: Sequence[Split], output: Path, also: Pa
     made = circumstances(config)  # before hours of work: it needs a checkout
     if peer == "any2jev":
         made["versions"]["any2jev"] = _any2jev_version()
-    records = load_exact(terms.data)[0] if terms.use_verifiers else load_judged(terms.data)
+    records, _ = load_training(terms.data, use_verifiers=terms.use_verifiers)
     encoder = Encoder(load_tokenizer(terms.model), terms.max_length)
     parts = [of_split(records, split) for split in ("train", "validation")]
     asked_too = [] if also is None else read_judged(also)

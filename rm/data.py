@@ -86,6 +86,11 @@ def load_exact(name: str) -> tuple[list[JudgedResponse], CodeReport]:
     return records, report
 
 
+def load_training(name: str, *, use_verifiers: bool) -> tuple[list[JudgedResponse], CodeReport | None]:
+    """What a training reads: `load_exact`, or without ``use_verifiers`` `load_judged`, which code has no part in."""
+    return load_exact(name) if use_verifiers else (load_judged(name), None)
+
+
 def _in_tail(rewards: Sequence[float], share: float) -> list[bool]:
     """Which of one prompt's responses are in its top ``share``; one without a reward never is."""
     gold = np.array(rewards)

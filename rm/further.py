@@ -22,7 +22,7 @@ from rm import changes
 from rm.attention import choose_backend
 from rm.backbone import as_dtype, load_tokenizer
 from rm.config import RedistilConfig, TailConfig
-from rm.data import ReplaySampler, TrainingTree, build_trees, load_exact, load_judged
+from rm.data import ReplaySampler, TrainingTree, build_trees
 from rm.encoding import Encoder
 from rm.model import RubricRewardModel
 from rm.scorer import RubricScorer
@@ -30,7 +30,6 @@ from rm.train import MODEL_FOLDER, DistillationTrainer, training_arguments
 from rubric_data.builtin.drills import drills
 from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_json
-from rubric_data.programmatic import CodeReport
 from rubric_data.records import JudgedResponse
 
 _SELECTION = "selection"  # validation number of the best checkpoint
@@ -153,11 +152,6 @@ def check(config: Config) -> None:
     for name, least in (("bootstrap", 1), ("eval_prompts", 1), ("responses_per_tree", 2)):
         if getattr(config, name) < least:
             raise UserError(f"{name}: must be at least {least}, got {getattr(config, name)}")
-
-
-def read(config: Config, name: str) -> tuple[list[JudgedResponse], CodeReport | None]:
-    """The judged responses of the file ``name``, and what code answered of them; see `rm.data.load_exact`."""
-    return load_exact(name) if config.use_verifiers else (load_judged(name), None)
 
 
 def of_first_prompts(records: Sequence[JudgedResponse], count: int) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from rm.changes import forgotten
 from rm.config import RedistilConfig
-from rm.further import Lesson, Numbers, Start, begin, check, of_first_prompts, read, train_on
+from rm.data import load_training
+from rm.further import Lesson, Numbers, Start, begin, check, of_first_prompts, train_on
 from rm.sides import require_unmasked
 from rubric_data.errors import UserError
 from rubric_data.records import JudgedResponse
@@ -97,7 +98,8 @@ def run_redistil(config: RedistilConfig) -> dict[str, Any]:
     check(config)
     if not 0 < config.held_out < 1:
         raise UserError(f"held_out: must lie between 0 and 1, got {config.held_out}; 0.2 measures on a fifth")
-    (new, by_code), (old, _) = read(config, config.new), read(config, config.data)
+    new, by_code = load_training(config.new, use_verifiers=config.use_verifiers)
+    old, _ = load_training(config.data, use_verifiers=config.use_verifiers)
     parts = part(new, old, share=config.held_out, seed=config.seed, name=config.new)
     if config.replay and not parts.replayed:
         raise UserError(

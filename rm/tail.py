@@ -10,8 +10,8 @@ from typing import Any
 
 from rm.changes import TAIL_ACCURACY, forgotten
 from rm.config import TailConfig
-from rm.data import TrainingTree
-from rm.further import Lesson, Numbers, Start, begin, check, of_first_prompts, read, train_on
+from rm.data import TrainingTree, load_training
+from rm.further import Lesson, Numbers, Start, begin, check, of_first_prompts, train_on
 from rm.mining import Mined, mine
 from rubric_data.errors import UserError
 from rubric_data.files import json_number
@@ -48,7 +48,7 @@ def run_tail(config: TailConfig) -> dict[str, Any]:
     check(config)
     if not 0 <= config.min_margin <= 1:
         raise UserError(f"min_margin: must lie in [0, 1], got {config.min_margin}")
-    records, by_code = read(config, config.data)
+    records, by_code = load_training(config.data, use_verifiers=config.use_verifiers)
     training, validation = (of_split(records, split) for split in SPLITS[:2])
     mined = mine(training, tail=config.tail, min_margin=config.min_margin)
     if not mined.with_pairs:

@@ -29,8 +29,7 @@ from rm.data import (
     build_trees,
     collate,
     collator,
-    load_exact,
-    load_judged,
+    load_training,
 )
 from rm.encoding import Encoder
 from rm.loss import distillation_loss, expected_levels, predicted_rewards, verdict_loss
@@ -266,7 +265,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     folder = Path(config.output)
     set_seed(config.seed)
     choose_backend(config.attention, state.device, as_dtype(config.dtype, state.device))
-    records, by_code = load_exact(config.data) if config.use_verifiers else (load_judged(config.data), None)
+    records, by_code = load_training(config.data, use_verifiers=config.use_verifiers)
     encoder = Encoder(load_tokenizer(config.model), config.max_length, config.rubric_blind)
     training, validation = (of_split(records, split) for split in SPLITS[:2])
     drilled = drills([(record.prompt, record.response) for record in training], config.drills, f"drills {config.seed}")
