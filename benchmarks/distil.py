@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands import call, options, run
 from benchmarks.record import RESULTS, ROOT, circumstances, spread
-from policy.cli import main as command_line
 from rm.model import RubricRewardModel
 from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
@@ -83,7 +83,7 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
     audit = folder / "-".join(["audit", split, *others])
     if not (audit / "audit.json").exists():
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
-        _run("audit", "--model", ours, "--data", source, "--output", audit, "--split", split, *named)
+        call("audit", "--model", ours, "--data", source, "--output", audit, "--split", split, *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
 
 
@@ -128,18 +128,10 @@ def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any])
     """The calibrated model of one training, done or gone on with if need be."""
     model = folder / "model"
     if not (folder / f"{command}.json").exists():
-        resume = {"resume": "true"} if folder.exists() else {}
-        words = [word for name, value in (settings | resume).items() for word in (f"--{name}", value)]
-        _run(command, "--output", folder, "--data", source, *words)
+        run(folder, command, "--data", source, *options(settings))
     if not (model / "calibration.json").exists():
-        _run("calibrate", "--model", model, "--data", source)
+        call("calibrate", "--model", model, "--data", source)
     return model
-
-
-def _run(*words: Any) -> None:
-    code = command_line([str(word) for word in words])
-    if code:
-        sys.exit(code)
 
 
 def numbers(audit: dict[str, Any]) -> dict[str, Numbers]:

@@ -11,15 +11,14 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.commands import run
 from benchmarks.record import RESULTS, circumstances
-from policy.cli import main as command_line
 from rm.refining import table
 from rubric_data.files import write_json
 from rubric_data.io import load_data, write_judged, write_prompts
@@ -29,14 +28,6 @@ from tests.rubric_data.served import Served
 from tests.rubric_data.server import Server
 
 _PARTS = {"train": 0.6, "validation": 0.2, "test": 0.2}  # of the prompts
-
-
-def run(folder: Path, *arguments: str) -> None:
-    """Run one command that writes ``folder``, or go on with it. Ends the process if it fails."""
-    resume = ("--resume", "true") if folder.exists() else ()
-    code = command_line((*arguments, "--output", str(folder), *resume))
-    if code:
-        sys.exit(code)
 
 
 def embedded(prompts: int, responses: int) -> list[JudgedResponse]:

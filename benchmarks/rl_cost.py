@@ -12,7 +12,6 @@ over all steps but the first.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands import options, run
 from benchmarks.record import RESULTS, ROOT, circumstances, spread
-from policy.cli import main as command_line
 from rubric_data.files import write_json
 from rubric_data.io import load_data, write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric
@@ -85,11 +84,8 @@ def measure(method: str, who: str, data: Path, reward_model: str) -> dict[str, A
     folder = RUNS / f"{method}-{who}"
     if not (folder / "result.json").exists():
         with judge_options(who) as judge:
-            settings = {"reward_model": reward_model, "data": data, "output": folder, **OPTIONS, **METHODS[method]}
-            settings |= judge | ({"resume": "true"} if folder.exists() else {})
-            options = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-            if code := command_line([method, *options]):
-                sys.exit(code)
+            settings = {"reward_model": reward_model, "data": data, **OPTIONS, **METHODS[method], **judge}
+            run(folder, method, *options(settings))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()][1:]
     return {
         "seconds": spread([row["seconds"] for row in rows]),

@@ -17,7 +17,6 @@ Folders in runs/tail-matters, the record in benchmarks/results/tail-matters.json
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import peers
+from benchmarks.commands import call, options, run
 from benchmarks.record import RESULTS, ROOT, circumstances, spread
-from policy.cli import main as command_line
 from rm import forecast, metrics
 from rm.scores import read_any_scores
 from rm.sides import number_texts
@@ -69,26 +68,15 @@ BUDGETS = (0.5, 1.0, 2.0, 4.0, 8.0)  # KL at which a GRPO log is read, in nats a
 Curve = list[dict[str, Any]]
 
 
-def run(folder: Path, finished: str, *words: Any) -> None:
-    """A command of ours that writes ``folder``, unless its last file is there; goes on with what was interrupted."""
-    if (folder / finished).exists():
-        return
-    resume = ("--resume", "true") if folder.exists() else ()
-    _call(*words, "--output", folder, *resume)
-
-
-def _call(*words: Any) -> None:
-    if code := command_line([str(word) for word in words]):
-        sys.exit(code)
-
-
-def _options(settings: dict[str, Any]) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+def once(folder: Path, finished: str, *words: Any) -> None:
+    """`run`, unless the last file of ``folder`` is there."""
+    if not (folder / finished).exists():
+        run(folder, *words)
 
 
 def judged_data() -> tuple[Path, Path]:
     """The embedded data with exact verdicts; the same with none of the policy's own responses to train on."""
-    run(RUNS / "judge", "report.json", "judge", "--judge", "verifier")
+    once(RUNS / "judge", "report.json", "judge", "--judge", "verifier")
     whole, others = RUNS / "judge" / "judged.jsonl", RUNS / "off-policy.jsonl"
     if not others.exists():
         records = read_judged(whole)
@@ -102,17 +90,17 @@ def train_rewards(seed: int) -> dict[str, Path]:
     folder = RUNS / f"seed-{seed}"
     models = {name: folder / name / "model" for name in MODELS}
     for name, data in (("base", whole), ("off_policy", others)):
-        run(folder / name, "train.json", "train", "--data", data, "--seed", seed, *_options(TRAIN))
+        once(folder / name, "train.json", "train", "--data", data, "--seed", seed, *options(TRAIN))
         _calibrate(models[name], whole)
-    settings = _options({"model": models["base"], "data": whole, "seed": seed, **TAIL})
-    run(folder / "tail", "tail.json", "tail", *settings)
+    settings = options({"model": models["base"], "data": whole, "seed": seed, **TAIL})
+    once(folder / "tail", "tail.json", "tail", *settings)
     _calibrate(models["tail"], whole)
     return models
 
 
 def _calibrate(model: Path, data: Path) -> None:
     if not (model / "calibration.json").exists():
-        _call("calibrate", "--model", model, "--data", data)
+        call("calibrate", "--model", model, "--data", data)
 
 
 # --- best-of-n -------------------------------------------------------------------------------------------------------
@@ -127,20 +115,21 @@ def pool(model: Path) -> Path:
         write_judged(prompts, [record for record in held_out if record.prompt_id in first])
     settings = {"reward_model": model, "data": prompts, "policy": "smollm2", "use_verifiers": "false"}
     sampling = {name: POOL[name] for name in ("samples", "response_length")}
-    run(folder, "report.json", "bon", *_options(settings | sampling))
+    once(folder, "report.json", "bon", *options(settings | sampling))
     return folder / "responses.jsonl"
 
 
-def pool_rewards(seed: int, models: dict[str, Path], responses: Path) -> dict[str, np.ndarray]:
-    """What each reward gives the pool's responses, (B,) each, in the order of the file."""
-    records = read_judged(responses)
+def pool_rewards(
+    seed: int, models: dict[str, Path], responses: Path, records: Sequence[JudgedResponse]
+) -> dict[str, np.ndarray]:
+    """What each reward gives the ``records`` of the pool's file ``responses``, (B,) each."""
     gold_B = np.array([rubric_reward(record.rubric, record.values()) for record in records])
     found = {"gold": gold_B}
     for name, model in models.items():
         scores = RUNS / f"seed-{seed}" / f"pool-{name}.jsonl"
         if not scores.exists():
             settings = {"model": model, "data": responses, "output": scores, "use_verifiers": "false"}
-            _call("score", *_options(settings))
+            call("score", *options(settings))
         answers = read_any_scores(scores, records)
         found[name] = np.array([rubric_reward(one.rubric, own) for one, own in zip(records, answers, strict=True)])
     bt = RUNS / f"seed-{seed}" / "bt.jsonl"
@@ -192,7 +181,7 @@ def grpo(seed: int, models: dict[str, Path], name: str) -> dict[str, Any]:
         "gold_sample": GRPO["batch_size"],
         **GRPO,
     }
-    run(folder, "result.json", "grpo", *_options(settings))
+    once(folder, "result.json", "grpo", *options(settings))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     held_out = {key: result[key] for key in ("gold_before", "gold_after", "gold_gain", "proxy_gain", "kl_final")}
@@ -272,11 +261,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["best_of_n", "grpo"], default=["best_of_n", "grpo"])
     arguments = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
+    responses = pool(train_rewards(arguments.seeds[0])["base"])
+    records = read_judged(responses)
     for seed in arguments.seeds:
         models = train_rewards(seed)
-        responses = pool(train_rewards(arguments.seeds[0])["base"])
-        rewards = pool_rewards(seed, models, responses)
-        found[str(seed)] = {"best_of_n": best_of_n(read_judged(responses), rewards)}
+        found[str(seed)] = {"best_of_n": best_of_n(records, pool_rewards(seed, models, responses, records))}
         if "grpo" in arguments.parts:
             found[str(seed)]["grpo"] = {name: grpo(seed, models, name) for name in (*MODELS, "gold")}
     spreads = over_seeds(found)
