@@ -230,13 +230,19 @@ def _check_answered(fields: Mapping[str, Any], where: str, *, with_rubric: bool)
         raise UserError(f"{where}: field rubric: is missing; {_ADD_RUBRIC}")
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object on every line of a JSONL file that is not blank, with its place 'file:line'. Raises UserError."""
+def read_lines(path: Path, *, half_characters: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object on every line of a JSONL file that is not blank, with its place 'file:line'. Raises UserError.
+
+    ``half_characters``: let those of `check_characters` pass; whoever asks for them has to replace them.
+    """
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield where, _parse_line(line, where)
+                fields = _parse_line(line, where)
+                if not half_characters and b"\\ud" in line.lower():  # the only way to write one
+                    check_characters(fields, where)
+                yield where, fields
 
 
 def _holds_responses(path: Path) -> bool:
@@ -259,8 +265,6 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {message}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: holds {_short(fields)}, not an object; write one JSON object a line")
-    if b"\\ud" in line.lower():  # the only way to write one
-        check_characters(fields, where)
     return fields
 
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rubric_data import batch
@@ -270,6 +270,7 @@ shapes = st.fixed_dictionaries(
 
 
 @given(body=shapes | json_values, mode=st.sampled_from(MODES))
+@example(body={"choices": "\ud800"}, mode="json")  # half a character
 def test_no_body_whatever_is_more_than_masked(tmp_path_factory, body, mode):
     run = Batch(tmp_path_factory.mktemp("b"), mode, [record(0)])
     line = result(run.requests()[0]) | {"response": {"status_code": 200, "body": body}}
