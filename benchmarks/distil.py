@@ -1,12 +1,18 @@
 """Distil real verdicts and audit the models on prompts they have not seen: what is reached on each data set, by seed.
 
-    python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2                            validation split
-    python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2 --beside tail blind bt any2jev --split test
+    python -m benchmarks.distil --data realsumm mrbench --seeds 0 1 2                        the validation split
+    python -m benchmarks.distil --data realsumm --seeds 0 --beside tail bt --split test
+    python -m benchmarks.distil --data mrbench-small --seeds 0 1 2 --beside tail blind no_pairs cold_head bt any2jev
+    python -m benchmarks.distil --data mrbench-half mrbench-rest --seeds 0 1 2               on unseen generators
+    python -m benchmarks.distil --data realsumm-small mrbench-small --beside all             one model for all four
 
-Reads ../shared/data. For each data set and seed: train, calibrate, audit, in runs/distil/<data>-<seed>; `--beside` puts
-the same with a tail stage or with a part changed (`VARIANTS`) and the peers of `benchmarks.peers` into the same table.
-What is finished is not done again and a killed training goes on, so the command may be given at any time. With `--split
-test`, which is for the end, the record benchmarks/results/distil-<data>-<beside>.json is written.
+Reads ../shared/data. For each data set and seed: train, calibrate, audit, in runs/distil/<data>-<seed>; `--beside`
+puts the same with a tail stage or with a part changed (`VARIANTS`), the peers of `benchmarks.peers`, and one model
+trained on all data sets into the same table. <data>-small takes `_SMALL` steps and fewer prompts held out, where parts
+are compared over seeds. Of <data>-half, small too, training reads half the generators, of <data>-rest the others, so
+that between them each generator is once seen and once unseen. What is finished is not done again and a killed training
+goes on, so the command may be given at any time. With `--split test`, which is for the end, the record
+benchmarks/results/distil-<data>-<beside>.json is written.
 """
 
 import argparse
@@ -29,7 +35,6 @@ from rm.model import RubricRewardModel
 from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse, Split, content_hash
-from rubric_data.split import SPLITS
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "distil"
@@ -40,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cold_head": {},
 }
 PEERS = ("bt", "any2jev")
-BESIDE = ("tail", *VARIANTS, *PEERS)
+BESIDE = ("tail", *VARIANTS, "all", *PEERS)
 
 _COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 0.1, "patience": 20}
 _LONG = {"max_length": 1024, "responses_per_tree": 4, "max_steps": 150, "eval_steps": 30}
@@ -52,14 +57,33 @@ RECIPES: dict[str, dict[str, Any]] = {
     "structflow": _COMMON | _LONG | {"eval_trees": 40},
     "hellobench": _COMMON | _LONG | {"eval_trees": 24},
 }
-# of the long responses so many prompts are held out, with so many responses each: an audit reads all, several times
-_HELD_OUT: dict[str, dict[Split, int]] = {
-    "structflow": {"validation": 20, "test": 40},
-    "hellobench": {"validation": 16, "test": 30},
+DATA_SETS = tuple(RECIPES)
+_SMALL = 40  # steps
+RECIPES |= {
+    f"{data}-{part}": RECIPES[data] | {"max_steps": _SMALL, "eval_steps": _SMALL // 2}
+    for data in DATA_SETS
+    for part in ("small", "half", "rest")
 }
-_RESPONSES = 12
+_ALL = _COMMON | {
+    "max_length": 768,
+    "responses_per_tree": 4,
+    "max_steps": _SMALL * len(DATA_SETS),
+    "eval_steps": _SMALL,
+    "eval_trees": 40,
+}
+# so many prompts of a split with so many responses each; all of a split that is not named. Of the long responses less
+# is held out, since an audit reads all, several times
+Cut = dict[Split, tuple[int, int]]
+_CUT: dict[str, Cut] = {
+    "structflow": {"validation": (20, 12), "test": (40, 12)},
+    "hellobench": {"validation": (16, 12), "test": (30, 12)},
+}
+_SMALL_CUT: Cut = {"validation": (12, 12), "test": (30, 12)}
+# what one model for all reads of each, about `_SMALL` steps' worth
+_SHARES = {"realsumm": (40, 8), "mrbench": (100, 12), "structflow": (80, 4), "hellobench": (60, 4)}
 _TAIL = {"tokens_per_batch": 4400, "learning_rate": 3e-4, "epochs": 1.0, "eval_steps": 10}
 
+_VERDICTS, _PAIRS = ("auroc", "accuracy", "brier", "ece"), ("pair_accuracy", "tail_pair_accuracy")
 Numbers = dict[str, float | None]
 
 
@@ -75,6 +99,8 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
         with cold_heads() if name == "cold_head" else nullcontext():
             settings = {"seed": seed} | RECIPES[data] | VARIANTS[name]
             others[name] = _trained(folder / name, "train", source, settings)
+    if "all" in beside:
+        others["all"] = _trained(RUNS / f"all-{seed}" / "train", "train", _source_of_all(), {"seed": seed, **_ALL})
     for peer in (peer for peer in PEERS if peer in beside):
         others[peer] = folder / f"{peer}.jsonl"
         words = ["--peer", peer, "--run", folder / "train", "--output", others[peer]]
@@ -102,26 +128,46 @@ def cold_heads() -> Iterator[None]:
 
 
 def _source(data: str) -> Path:
-    """The file of ``data``, with less of what is held out where `_HELD_OUT` says so: what comes first by a hash."""
-    whole = DATA / f"{data}.parquet"
-    if data not in _HELD_OUT:
-        return whole
+    """The file of ``data`` with what `_CUT` leaves of it, which is what comes first by a hash."""
+    name, _, part = data.partition("-")
+    cut = _SMALL_CUT if part else _CUT.get(name)
+    if cut is None:
+        return DATA / f"{name}.parquet"
     path = RUNS / f"{data}.parquet"
     if not path.exists():
-        records = read_judged(whole)
-        write_judged(path, [one for split in SPLITS for one in _kept(records, split, _HELD_OUT[data].get(split))])
+        records = _kept(read_judged(DATA / f"{name}.parquet"), cut)
+        write_judged(path, records if part in ("", "small") else _of_half(records, part == "half"))
     return path
 
 
-def _kept(records: Sequence[JudgedResponse], split: Split, prompts: int | None) -> list[JudgedResponse]:
-    """Those of a split: all, or of so many prompts `_RESPONSES` each."""
-    mine = [record for record in records if record.split == split]
-    if prompts is None:
-        return mine
-    found: dict[str, list[JudgedResponse]] = {}
-    for record in sorted(mine, key=lambda record: content_hash(record.response_id)):
-        found.setdefault(record.prompt_id, []).append(record)
-    return [record for name in sorted(found, key=content_hash)[:prompts] for record in found[name][:_RESPONSES]]
+def _source_of_all() -> Path:
+    """The file of all data sets in their `_SHARES`."""
+    path = RUNS / "all.parquet"
+    if not path.exists():
+        cuts = {data: {**_SMALL_CUT, "train": share} for data, share in _SHARES.items()}
+        records = [record for data, cut in cuts.items() for record in _kept(read_judged(DATA / f"{data}.parquet"), cut)]
+        write_judged(path, records)
+    return path
+
+
+def _kept(records: Sequence[JudgedResponse], cut: Cut) -> list[JudgedResponse]:
+    """The prompts and responses of each split that ``cut`` leaves; of a split that it does not name, all."""
+    kept = [record for record in records if record.split not in cut]
+    for split, (prompts, responses) in cut.items():
+        found: dict[str, list[JudgedResponse]] = {}
+        for record in sorted(records, key=lambda record: content_hash(record.response_id)):
+            if record.split == split:
+                found.setdefault(record.prompt_id, []).append(record)
+        kept += [record for name in sorted(found, key=content_hash)[:prompts] for record in found[name][:responses]]
+    return kept
+
+
+def _of_half(records: Sequence[JudgedResponse], first: bool) -> list[JudgedResponse]:
+    """All of the test split; of the others, what the first or second half of the generators, by a hash, wrote."""
+    generators = sorted({record.generator for record in records}, key=content_hash)
+    middle = len(generators) // 2
+    known = generators[:middle] if first else generators[middle:]
+    return [record for record in records if record.split == "test" or record.generator in known]
 
 
 def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any]) -> Path:
@@ -135,12 +181,19 @@ def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any])
 
 
 def numbers(audit: dict[str, Any]) -> dict[str, Numbers]:
-    """By predictor: agreement on verdicts, pair accuracy overall and in the tail with ties as half; None: has none."""
-    return {
-        name: {key: _value(one["criterion"], key) for key in ("auroc", "accuracy", "brier", "ece")}
-        | {key: _value(one["reward"][key], "half") for key in ("pair_accuracy", "tail_pair_accuracy")}
+    """By predictor: agreement on verdicts, pair accuracy overall and in the tail with ties as half; None: has none.
+
+    The model is there once more on seen and on unseen generators, without pairs, if the audit knows of both.
+    """
+    found = {
+        name: {key: _value(one["criterion"], key) for key in _VERDICTS}
+        | {key: _value(one["reward"][key], "half") for key in _PAIRS}
         for name, one in audit["predictors"].items()
     }
+    slices = audit["by_novelty"]["generator"]
+    for name, one in slices.items() if len(slices) > 1 else ():
+        found[f"model, {name} generators"] = {key: _value(one, key) for key in _VERDICTS} | dict.fromkeys(_PAIRS)
+    return found
 
 
 def _value(statistics: dict[str, Any] | None, key: str) -> float | None:

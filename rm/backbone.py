@@ -16,6 +16,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -121,6 +122,7 @@ def load_causal_lm(name: str, *, dtype: torch.dtype = torch.float32, attention: 
         model = _load(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention)
         if getattr(model, "_hf_peft_config_loaded", False):  # transformers would leave it unmerged below another
             raise UserError(f"model {name!r}: is an adapter; download it, and give its folder")
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         return model.eval()
     model = load_causal_lm(base, dtype=dtype, attention=attention)
     try:
@@ -132,6 +134,11 @@ def load_causal_lm(name: str, *, dtype: torch.dtype = torch.float32, attention: 
         ) from None
     model.name_or_path = str(Path(name).resolve())
     return model.eval()
+
+
+def _contiguous(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What an output layer reads, in one piece: for a slice of a batch torch copies a frozen weight once a sequence."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def adapter_base(name: str) -> str | None:

@@ -74,3 +74,15 @@ def test_a_base_that_cannot_be_had_is_told(two):
     Path(two[1], "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be put on its base"):
         load_causal_lm(two[1])
+
+
+@torch.no_grad()
+def test_the_output_layer_reads_a_slice_in_one_piece(tiny_backbone):
+    model = load_causal_lm(tiny_backbone)  # else torch copies a frozen weight for each sequence of the batch
+    tokens = torch.arange(4, 28).reshape(4, 6)
+    whole = model(tokens).logits
+    read = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    last = model(tokens, logits_to_keep=1).logits
+    assert read[0].shape[:2] == (4, 1) and read[0].is_contiguous()
+    torch.testing.assert_close(last, whole[:, -1:])
