@@ -83,7 +83,7 @@ def run_bon(config: BonConfig) -> dict[str, Any]:
         config.reward_model,
         device=device,
         tokens_per_batch=config.tokens_per_batch,
-        use_verifiers=config.use_verifiers,
+        use_verifiers=config.use_verifiers or "vetoes",
         reward=config.reward,
     )
     scorer.check(prompt.rubric for prompt in prompts if prompt.rubric)

@@ -36,7 +36,7 @@ class RlConfig:
     judge: Literal["verifier", "local", "openai", "systemone"] = "verifier"  # who gives the gold reward
     judge_model: str = EMBEDDED  # local: model folder, hub id or 'smollm2'; openai, systemone: its name at the endpoint
     judge_base_url: str | None = None  # openai, systemone: e.g. http://127.0.0.1:8000/v1
-    use_verifiers: bool = True  # criteria with a verifier are answered by code, in the reward and in the gold reward
+    use_verifiers: bool = True  # code answers criteria with a verifier, in reward and gold; false: such vetoes alone
     steps: int = 14  # updates
     batch_size: int = 16  # rollouts in one update
     micro_batch_size: int = 8  # rollouts in one forward and backward pass
@@ -145,7 +145,7 @@ class BonConfig:
     data: str = "builtin"  # responses with rubrics (.jsonl or .parquet), several a prompt; with --policy prompts do
     split: Literal["all", "train", "validation", "test"] = "all"  # whose prompts
     reward: RewardKind = "proxy"  # what chooses: mean of the verdicts; the judge's expected reward; its lower bound
-    use_verifiers: bool = True  # criteria with a verifier are answered by code; false asks the model all of them
+    use_verifiers: bool = True  # code answers criteria with a verifier; false: vetoes alone, and the model all else
     policy: str | None = None  # samples responses first: model folder, hub id or 'smollm2'; unset: those of the data
     samples: int = 8  # policy: responses to each prompt
     response_length: int = 256  # policy: most new tokens of a response

@@ -206,7 +206,7 @@ def _of_environment() -> RubricReward:
     kind: Any = os.environ.get(KIND, "proxy")
     if kind not in get_args(RewardKind):
         raise UserError(f"{KIND}: must be one of {', '.join(get_args(RewardKind))}, got {kind!r}; correct it")
-    use_verifiers = {"true": True, "false": False}.get(switch := os.environ.get(USE_VERIFIERS, "true"))
+    use_verifiers: Any = {"true": True, "false": "vetoes"}.get(switch := os.environ.get(USE_VERIFIERS, "true"))
     if use_verifiers is None:
         raise UserError(f"{USE_VERIFIERS}: must be true or false, got {switch!r}; correct it")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

@@ -71,7 +71,7 @@ from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_json, write_text
 from rubric_data.io import load_data
 from rubric_data.judges import Judge
-from rubric_data.programmatic import CodeFirst, is_programmatic
+from rubric_data.programmatic import CodeFirst, is_coded_veto, is_programmatic
 from rubric_data.verifiers import check_verifiers
 
 _COUNTS = (
@@ -192,7 +192,8 @@ def load(config: RlConfig) -> Cast:
     if config.use_verifiers:
         check_verifiers(records)
     criteria = [criterion for prompt in (*training, *held_out) for criterion in prompt.rubric.criteria]
-    by_code = sum(map(is_programmatic, criteria)) if config.use_verifiers else 0
+    coded = is_programmatic if config.use_verifiers else is_coded_veto
+    by_code = sum(map(coded, criteria))
     if config.use_verifiers:
         warn_if_code_answers_all(config.data, criteria)
     device = str(processes().device)
@@ -200,15 +201,16 @@ def load(config: RlConfig) -> Cast:
     for prompt in (*training, *held_out):
         render_chat(tokenizer, prompt.prompt)  # or the chat template would refuse it in the middle of the run
     scorer = RubricScorer.from_pretrained(
-        config.reward_model, device=device, use_verifiers=config.use_verifiers, reward=config.reward
+        config.reward_model, device=device, use_verifiers=config.use_verifiers or "vetoes", reward=config.reward
     )
+    scorer.check(prompt.rubric for prompt in (*training, *held_out))
     if config.aggregation.pessimism and not scorer.tells_doubt:
         raise UserError(NO_POSTERIOR)
     judge: Judge = build_judge(
         JudgeConfig(config.output, judge=config.judge, model=config.judge_model, base_url=config.judge_base_url)
     )
-    if config.use_verifiers:
-        judge = CodeFirst(judge)
+    if config.use_verifiers or by_code:
+        judge = CodeFirst(judge, coded)
     dtype = native_dtype(device) if config.lora_rank else torch.float32  # bfloat16 would lose what an update adds
     model = load_causal_lm(config.policy, dtype=dtype).to(device)
     paying = payer(config, scorer, judge)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from rm.scores import SUFFIXES, write_scores
 from rubric_data.errors import UserError
 from rubric_data.files import refuse_existing
 from rubric_data.io import load_data
+from rubric_data.programmatic import is_coded_veto
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
 from rubric_data.verifiers import Check, check_verifiers, prepare
@@ -116,8 +117,9 @@ class RubricScorer:
     ``cache_tokens``: keep keys and values of so many tokens of prompts and responses between calls, so that the same
     response under another rubric costs its criteria only (`rm.prefix_cache`); 0 keeps none.
 
-    ``use_verifiers``: criteria with a verifier are answered by code, exactly, and cost the model nothing. Off, the
-    model answers them all, which is what a measurement of it wants.
+    ``use_verifiers``: criteria with a verifier are answered by code, exactly, and cost the model nothing. False: the
+    model answers them all, which is what a measurement of it wants. "vetoes": it answers all but vetoes with a
+    verifier, which a reward is not to be argued out of.
 
     ``reward``: what `Scored.reward` is. "proxy", the weighted mean of the calibrated verdicts; "calibrated", the reward
     the judge would give on average; "lower_bound", what its reward rarely falls below, for a policy that should be paid
@@ -134,7 +136,7 @@ class RubricScorer:
         *,
         tokens_per_batch: int = 8192,
         cache_tokens: int = 0,
-        use_verifiers: bool = True,
+        use_verifiers: bool | Literal["vetoes"] = True,
         reward: RewardKind = "proxy",
         posterior: Posterior | None = None,
         keep_features: bool = False,
@@ -143,7 +145,7 @@ class RubricScorer:
         self.encoder = encoder
         self.calibration = calibration or Calibration()
         self.tokens_per_batch = tokens_per_batch
-        self.use_verifiers = use_verifiers
+        self._use_verifiers = use_verifiers
         self.reward = reward
         self.keep_features = keep_features
         self._root = None if posterior is None else torch.from_numpy(posterior.root_DD).float()
@@ -170,7 +172,7 @@ class RubricScorer:
         attention: str = "auto",
         tokens_per_batch: int = 8192,
         cache_tokens: int = 0,
-        use_verifiers: bool = True,
+        use_verifiers: bool | Literal["vetoes"] = True,
         reward: RewardKind = "proxy",
         calibration: Calibration | None = None,
         keep_features: bool = False,
@@ -257,8 +259,9 @@ class RubricScorer:
         """Who answers each criterion: its check, or the model (None)."""
         found: list[Check | None] = []
         for criterion in rubric.criteria:
+            coded = is_coded_veto(criterion) if self._use_verifiers == "vetoes" else self._use_verifiers
             try:
-                verifier = criterion.verifier if self.use_verifiers else None
+                verifier = criterion.verifier if coded else None
                 found.append(None if verifier is None else prepare(verifier))
             except UserError as error:
                 raise UserError(f"criterion {criterion.id!r}: {error}") from None

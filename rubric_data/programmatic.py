@@ -39,6 +39,15 @@ def is_for_judge(criterion: Criterion) -> bool:
     return criterion.verifier is None
 
 
+def is_coded_veto(criterion: Criterion) -> bool:
+    """Whether ``criterion`` is a veto that code can answer.
+
+    It stands for something that a reward model was fooled by, so in a reward code answers it even where the model is
+    asked all else.
+    """
+    return criterion.veto and is_programmatic(criterion)
+
+
 def answer_by_code(
     records: Iterable[JudgedResponse], *, ledger: Ledger | None = None
 ) -> tuple[list[JudgedResponse], CodeReport]:
@@ -72,28 +81,29 @@ def require_verdicts(name: str, records: Iterable[JudgedResponse]) -> None:
 
 
 class CodeFirst:
-    """A judge that answers criteria with a verifier by code and hands the others to ``judge``.
+    """A judge that answers ``coded`` criteria by code, all with a verifier unless told, and hands others to ``judge``.
 
     Every verdict names who gave it. To label through a ledger, where it should stand under that name too, call
     `answer_by_code` and then `label` instead.
     """
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, coded: Callable[[Criterion], bool] = is_programmatic) -> None:
         self._judge = judge
+        self._coded = coded
         self._code = VerifierJudge()
         self.name = f"{self._code.name}+{judge.name}"
         self.template = f"{self._code.template}+{judge.template}"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[tuple[Verdict, ...]]:
         """One tuple of verdicts for each request, in the order of its criteria. Raises UserError as both judges do."""
-        by_code = self._code.judge([_part(request, is_programmatic) for request in requests])
-        others = [_part(request, is_for_judge) for request in requests]
+        by_code = self._code.judge([_part(request, self._coded) for request in requests])
+        others = [_part(request, lambda criterion: not self._coded(criterion)) for request in requests]
         asked = [request for request in others if request.criteria]
         replies = iter(self._judge.judge(asked) if asked else ())
         found = []
         for request, verdicts, other in zip(requests, by_code, others, strict=True):
             left = {True: iter(verdicts), False: iter(next(replies) if other.criteria else ())}
-            found.append(tuple(next(left[is_programmatic(criterion)]) for criterion in request.criteria))
+            found.append(tuple(next(left[self._coded(criterion)]) for criterion in request.criteria))
         return found
 
 

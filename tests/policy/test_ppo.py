@@ -210,7 +210,8 @@ def test_an_aggregation_changes_what_is_paid_and_not_what_is_measured(config, tm
 @pytest.mark.parametrize("on", [True, False])
 def test_the_switch_reaches_scorer_and_judge(config, monkeypatch, on):
     seen = {}
-    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda _, **options: seen.update(options))
+    scorer = SimpleNamespace(check=lambda rubrics: seen.update(checked=len(list(rubrics))))
+    monkeypatch.setattr(RubricScorer, "from_pretrained", lambda _, **options: seen.update(options) or scorer)
     monkeypatch.setattr(ppo, "RubricRewardAdapter", lambda *_, **__: None)
     monkeypatch.setattr(ppo, "build_critic", lambda *_: None)
     monkeypatch.setattr(stage, "load_causal_lm", lambda *_, **__: SimpleNamespace(to=lambda _: None))
@@ -223,7 +224,8 @@ def test_the_switch_reaches_scorer_and_judge(config, monkeypatch, on):
     config.use_verifiers = on
     with pytest.raises(UserError, match="seen enough"):
         ppo.run_ppo(config)
-    assert seen["use_verifiers"] is on and isinstance(seen["judge"], CodeFirst) is on
+    assert seen["use_verifiers"] == (on or "vetoes") and isinstance(seen["judge"], CodeFirst) is on
+    assert seen["checked"] > 0
 
 
 def test_a_broken_verifier_stops_before_anything_is_loaded_and_a_useless_model_is_told(

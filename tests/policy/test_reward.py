@@ -254,5 +254,5 @@ def test_the_function_for_dotted_paths_reads_the_environment(monkeypatch):
         told(RUBRIC_RM_REWARD="calibrated", RUBRIC_RM_USE_VERIFIERS="no")
     assert told(RUBRIC_RM_USE_VERIFIERS="false") == [0.5] == from_environment(**row)
     ((path, options),) = loaded
-    assert (path, options["reward"], options["use_verifiers"]) == ("runs/m", "calibrated", False)
+    assert (path, options["reward"], options["use_verifiers"]) == ("runs/m", "calibrated", "vetoes")
     module._of_environment.cache_clear()

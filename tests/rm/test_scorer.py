@@ -173,6 +173,14 @@ def test_the_switch_leaves_every_criterion_to_the_model(scorer):
     assert not off.by_code.any()
 
 
+def test_a_veto_that_code_can_answer_may_stay_with_it(scorer):
+    guarded = RubricScorer(scorer.model, scorer.encoder, use_verifiers="vetoes")
+    rubric = Rubric(criteria=(FRUIT, DIGIT, ASKS.model_copy(update={"veto": True, "weight": 0.01})))
+    honest, caught = guarded.score(["Name it."] * 2, ["A pear?", "3 pears."], [rubric] * 2)
+    assert honest.by_code.tolist() == [False, False, True] and honest.probs[2] == 1
+    assert caught.probs[2] == 0 and caught.reward == 0
+
+
 def test_a_broken_verifier_is_found_before_the_model_reads(scorer):
     unread = RubricScorer(NeverRead(), scorer.encoder)
     broken = Criterion(id="many", text="Many.", verifier=Verifier(name="words", args={"least": 3}))
