@@ -54,7 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # the criteria ask about the summary alone: of the article, whatever room is left
     "realsumm": _COMMON | {"max_length": 320, "epochs": 1.5, "eval_steps": 57, "eval_trees": 20},
     "mrbench": _COMMON | {"max_length": 768, "epochs": 3.0, "eval_steps": 50, "eval_trees": 24},
-    "structflow": _COMMON | _LONG | {"eval_trees": 40},
+    "structflow": _COMMON | _LONG | {"eval_trees": 16, "eval_steps": 50},
     "hellobench": _COMMON | _LONG | {"eval_trees": 24},
 }
 DATA_SETS = tuple(RECIPES)
