@@ -1,0 +1,73 @@
+"""Which metrics of a training tell recipes apart, and which are noise? `rubric-rm snr` on each data set.
+
+    python -m benchmarks.signal_noise --data mrbench realsumm       what is done is not done again
+
+For each data set three recipes of `benchmarks.distil`, small: ours, without the pairwise loss, and with a head that
+starts at random; a checkpoint every `EVERY` steps. `snr` reads the last and the first half of them on the validation
+prompts, which are all: what is recommended here was not chosen on a test split.
+
+Folders in runs/signal-noise, the record in benchmarks/results/signal-noise-<data>.json.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+from benchmarks.commands import call, options
+from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads
+from benchmarks.record import RESULTS, ROOT, circumstances
+from benchmarks.tail_matters import once
+from rubric_data.files import write_json
+
+RUNS = ROOT / "runs" / "signal-noise"
+NAMES = ("base", "no_pairs", "cold_head")
+STEPS, EVERY = 32, 4
+KEPT = {"max_steps": STEPS, "eval_steps": EVERY, "eval_trees": 4, "keep_checkpoints": 0, "patience": STEPS}
+HALF = STEPS // EVERY // 2  # checkpoints
+
+
+def panel(data: str, seed: int) -> dict[str, Any]:
+    """The content of snr.json for one data set, its runs trained or gone on with."""
+    folder = RUNS / data
+    for name in NAMES:
+        settings = {"data": DATA / f"{data}.parquet", "seed": seed, **RECIPES[data], **VARIANTS.get(name, {}), **KEPT}
+        with cold_heads() if name == "cold_head" else nullcontext():
+            once(folder / name, "train.json", "train", *options(settings))
+    output = folder / "snr"
+    if not (output / "snr.json").exists():
+        runs = f"--runs=[{', '.join(str(folder / name) for name in NAMES)}]"
+        counts = {"last": HALF, "early": HALF, "average": 2}
+        again = ("--resume", "true") if output.exists() else ()
+        call("snr", runs, *options({"data": DATA / f"{data}.parquet", "output": output, **counts}), *again)
+    return json.loads((output / "snr.json").read_text(encoding="utf-8"))
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """Of a panel: its floor, what it recommends, and each metric's signal, noise, ratio and decision accuracy."""
+    keys = ("signal", "noise", "snr")
+    metrics = {
+        name: {**{key: one[key]["value"] for key in keys}, "decision": one["decision"]["mean"]["value"]}
+        for name, one in found["metrics"].items()
+    }
+    return {"noise_floor": found["noise_floor"], "recommendation": found["recommendation"], "metrics": metrics}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=DATA_SETS, default=list(DATA_SETS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if not DATA.exists():
+        sys.exit(f"{DATA}: the judged responses are not there, and nothing can be trained")
+    for data in arguments.data:
+        found = summary(panel(data, arguments.seed))
+        name = f"signal-noise-{data}"
+        config = {"data": data, "seed": arguments.seed, "recipes": NAMES, "train": RECIPES[data] | KEPT}
+        write_json(RESULTS / f"{name}.json", {"name": name, **circumstances(config), **found})
+        print(f"{data}: {found['recommendation']['text']}")
+
+
+if __name__ == "__main__":
+    main()

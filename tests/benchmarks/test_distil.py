@@ -1,0 +1,59 @@
+"""What the experiments on real verdicts leave of a data set, and the rows they keep of an audit."""
+
+import pytest
+
+from benchmarks import distil
+from rubric_data.records import Criterion, JudgedResponse, Rubric
+
+RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is good."),))
+
+
+def records(splits=("train", "validation", "test"), prompts=5, generators=7):
+    return [
+        JudgedResponse(
+            prompt_id=f"{split}-{prompt}",
+            prompt=f"Prompt {prompt}.",
+            response_id=f"{split}-{prompt}-{name}",
+            response="R.",
+            rubric=RUBRIC,
+            generator=f"g{name}",
+            split=split,
+        )
+        for split in splits
+        for prompt in range(prompts)
+        for name in range(generators)
+    ]
+
+
+def test_a_cut_leaves_so_many_prompts_with_so_many_responses_and_the_other_splits_whole():
+    kept = distil._kept(records(), {"validation": (2, 3), "test": (9, 4)})
+    sizes = {split: [one.prompt_id for one in kept if one.split == split] for split in ("train", "validation", "test")}
+    assert {split: len(names) for split, names in sizes.items()} == {"train": 35, "validation": 6, "test": 20}
+    assert len(set(sizes["validation"])) == 2 and len(set(sizes["test"])) == 5
+    assert distil._kept(list(reversed(records())), {"validation": (2, 3)})[-6:] == [
+        one for one in kept if one.split == "validation"
+    ]  # by a hash, whatever the order
+
+
+def test_two_halves_of_the_generators_see_each_of_them_once():
+    seen = [
+        {one.generator for one in distil._of_half(records(), first) if one.split != "test"} for first in (True, False)
+    ]
+    assert not seen[0] & seen[1] and seen[0] | seen[1] == {f"g{name}" for name in range(7)}
+    assert {one.generator for one in distil._of_half(records(), True) if one.split == "test"} == seen[0] | seen[1]
+
+
+def test_the_model_has_a_row_for_unseen_generators_where_there_are_some():
+    verdicts = {key: {"value": 0.8} for key in distil._VERDICTS}
+    pairs = {key: {"half": {"value": 0.6}} for key in distil._PAIRS}
+    audit = {
+        "predictors": {"model": {"criterion": verdicts, "reward": pairs}, "bt": {"criterion": None, "reward": pairs}},
+        "by_novelty": {"generator": {"seen": verdicts, "unseen": verdicts | {"auroc": {"value": 0.7}}}},
+    }
+    found = distil.numbers(audit)
+    assert found["model"]["pair_accuracy"] == 0.6 and found["bt"]["auroc"] is None
+    assert found["model, unseen generators"]["auroc"] == 0.7
+    assert found["model, unseen generators"]["pair_accuracy"] is None
+    spread = distil.over_seeds([found, found])
+    assert spread["model, seen generators"]["auroc"]["median"] == pytest.approx(0.8)
+    assert "model, seen generators" not in distil.numbers(audit | {"by_novelty": {"generator": {"seen": verdicts}}})
