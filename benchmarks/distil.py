@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,7 @@ from rm.model import RubricRewardModel
 from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse, Split, content_hash
+from rubric_data.reward import rubric_reward
 
 DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "distil"
@@ -48,14 +50,13 @@ PEERS = ("bt", "any2jev")
 BESIDE = ("tail", *VARIANTS, "all", *PEERS)
 
 _COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 0.1, "patience": 20}
-_LONG = {"max_length": 1024, "responses_per_tree": 4, "max_steps": 150, "eval_steps": 30}
 # a training costs what it reads: .6 to 1 million tokens, twenty minutes to half an hour on one thread
 RECIPES: dict[str, dict[str, Any]] = {
     # the criteria ask about the summary alone: of the article, whatever room is left
     "realsumm": _COMMON | {"max_length": 320, "epochs": 1.5, "eval_steps": 57, "eval_trees": 20},
     "mrbench": _COMMON | {"max_length": 768, "epochs": 3.0, "eval_steps": 50, "eval_trees": 24},
-    "structflow": _COMMON | _LONG | {"eval_trees": 16, "eval_steps": 50},
-    "hellobench": _COMMON | _LONG | {"eval_trees": 24},
+    "structflow": _COMMON | {"max_length": 1024, "responses_per_tree": 6, "eval_steps": 50, "eval_trees": 16},
+    "hellobench": _COMMON | {"max_length": 768, "responses_per_tree": 4, "eval_steps": 50, "eval_trees": 16},
 }
 DATA_SETS = tuple(RECIPES)
 _SMALL = 40  # steps
@@ -71,12 +72,12 @@ _ALL = _COMMON | {
     "eval_steps": _SMALL,
     "eval_trees": 40,
 }
-# so many prompts of a split with so many responses each; all of a split that is not named. Of the long responses less
-# is held out, since an audit reads all, several times
+# so many prompts of a split with so many responses each; all of a split that is not named. Where responses are long,
+# less is held out, since an audit reads all, several times, and training reads each prompt's best and worst
 Cut = dict[Split, tuple[int, int]]
 _CUT: dict[str, Cut] = {
-    "structflow": {"validation": (20, 12), "test": (40, 12)},
-    "hellobench": {"validation": (16, 12), "test": (30, 12)},
+    "structflow": {"train": (1000, 6), "validation": (20, 12), "test": (40, 12)},
+    "hellobench": {"train": (1000, 4), "validation": (16, 12), "test": (30, 12)},
 }
 _SMALL_CUT: Cut = {"validation": (12, 12), "test": (30, 12)}
 # what one model for all reads of each, about `_SMALL` steps' worth
@@ -130,8 +131,8 @@ def cold_heads() -> Iterator[None]:
 def _source(data: str) -> Path:
     """The file of ``data`` with what `_CUT` leaves of it, which is what comes first by a hash."""
     name, _, part = data.partition("-")
-    cut = _SMALL_CUT if part else _CUT.get(name)
-    if cut is None:
+    cut = {**_CUT.get(name, {}), **(_SMALL_CUT if part else {})}
+    if not cut:
         return DATA / f"{name}.parquet"
     path = RUNS / f"{data}.parquet"
     if not path.exists():
@@ -151,15 +152,34 @@ def _source_of_all() -> Path:
 
 
 def _kept(records: Sequence[JudgedResponse], cut: Cut) -> list[JudgedResponse]:
-    """The prompts and responses of each split that ``cut`` leaves; of a split that it does not name, all."""
+    """The prompts and responses of each split that ``cut`` leaves; of a split that it does not name, all.
+
+    They come first by a hash; of training responses half are the judge's best and half its worst, whose verdicts tell
+    more (it ties most of the others). What that does to base rates calibration undoes, on the validation split.
+    """
     kept = [record for record in records if record.split not in cut]
     for split, (prompts, responses) in cut.items():
         found: dict[str, list[JudgedResponse]] = {}
         for record in sorted(records, key=lambda record: content_hash(record.response_id)):
             if record.split == split:
                 found.setdefault(record.prompt_id, []).append(record)
-        kept += [record for name in sorted(found, key=content_hash)[:prompts] for record in found[name][:responses]]
+        for name in sorted(found, key=content_hash)[:prompts]:
+            kept += (_extremes if split == "train" else _first)(found[name], responses)
     return kept
+
+
+def _first(records: Sequence[JudgedResponse], count: int) -> list[JudgedResponse]:
+    return list(records[:count])
+
+
+def _extremes(records: Sequence[JudgedResponse], count: int) -> list[JudgedResponse]:
+    """As many of the lowest as of the highest rewards, those without one in the middle; all if there are no more."""
+    rewards = [rubric_reward(record.rubric, record.values()) for record in records]
+    middle = float(np.nanmean(rewards)) if not np.isnan(rewards).all() else 0.0
+    order = np.argsort(np.nan_to_num(rewards, nan=middle), kind="stable")
+    low = count // 2
+    kept = order if len(order) <= count else np.concatenate([order[:low], order[len(order) - (count - low) :]])
+    return [records[place] for place in kept]
 
 
 def _of_half(records: Sequence[JudgedResponse], first: bool) -> list[JudgedResponse]:

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import distil
-from rubric_data.records import Criterion, JudgedResponse, Rubric
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
 
 RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is good."),))
 
@@ -33,6 +33,19 @@ def test_a_cut_leaves_so_many_prompts_with_so_many_responses_and_the_other_split
     assert distil._kept(list(reversed(records())), {"validation": (2, 3)})[-6:] == [
         one for one in kept if one.split == "validation"
     ]  # by a hash, whatever the order
+
+
+def test_training_keeps_the_best_and_the_worst():
+    values = [0.5, 0.1, 0.9, 0.4, 1.0, 0.6, None]
+    some = [
+        one.model_copy(
+            update={"verdicts": (Verdict(criterion_id="a", value=value, judge="j", masked=None if value else "no"),)}
+        )
+        for one, value in zip(records(("train",), 1), values, strict=True)
+    ]
+    kept = distil._kept(some, {"train": (1, 4)})
+    assert [one.values()[0] for one in kept] == [0.1, 0.4, 0.9, 1.0]
+    assert len(distil._kept(some, {"train": (1, 9)})) == 7
 
 
 def test_two_halves_of_the_generators_see_each_of_them_once():
