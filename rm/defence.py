@@ -56,6 +56,7 @@ JUDGED, SCORES = "judged.jsonl", "scores.jsonl"  # of an RL run, and the first o
 _HELD_OUT = "test"
 _FREE = FREE | {"judge.max_masked"} | {f"judge.{name}" for name in FREE}
 _LEAST_UNEXPLAINED = 3  # exploiting rollouts without a cluster that a proposer is asked about
+_SHARED_TOLD = 3  # traits that the good have as well
 _EXAMPLE = 1500  # characters of prompt and of response that a proposer is shown
 
 
@@ -246,9 +247,18 @@ def defend(
             for place, (veto, reason) in enumerate(zip(vetoes, reasons, strict=True))
         ],
         "history": measured.rewards(taken, taken_BV),
-        "note": None if enough else f"fewer than min_exploits = {config.min_exploits} exploiting rollouts in a half",
+        "note": _note(mined, config),
     }
     return Found(report, taken, _judged(history.records, taken, taken_BV, answerer))
+
+
+def _note(mined: Mined | None, config: DefendConfig) -> str | None:
+    """Why nothing was tried, or what tells exploiting rollouts apart but would hit too many of the good."""
+    if mined is None:
+        return f"fewer than min_exploits = {config.min_exploits} exploiting rollouts in a half: nothing is proposed"
+    shared = [one for one in mined.telling if one.good > config.max_false_alarm and one.trait.phrase is None]
+    told = ", ".join(f"{one.trait.name} ({one.good:.0%})" for one in shared[:_SHARED_TOLD])
+    return f"no veto on what too many good rollouts have, unless max_false_alarm lets it: {told}" if told else None
 
 
 def _tried(

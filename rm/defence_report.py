@@ -245,7 +245,7 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         for name, one in report["history"].items()
         if "before" in one
     ]
-    told = [f"{report['note']}: nothing is proposed" if report["note"] else ""]
+    told = [report["note"] or ""]
     told += [
         f"cluster {number}: {row['rollouts']} that share: {row['name']}"
         for number, row in enumerate(report["clusters"])

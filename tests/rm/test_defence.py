@@ -10,6 +10,7 @@ from rm.config import DefendConfig
 from rm.defence import defend, run_defend
 from rm.defence_report import History
 from rubric_data.config import JudgeConfig
+from rubric_data.counterfactuals import edited
 from rubric_data.errors import UserError
 from rubric_data.io import load_prompts, read_judged, write_judged
 from rubric_data.versions import read_versions
@@ -60,6 +61,22 @@ def test_errors_of_the_model_that_no_text_explains_lead_to_no_veto(tmp_path, see
     found = decided(tmp_path, *rollouts(seed, noise=1.0), excess=0.5, min_exploits=5)
     assert found.report["note"] is None
     assert found.taken == []
+
+
+def test_a_trick_that_the_good_use_too_is_told_and_vetoed_only_if_they_may_be_hit(tmp_path):
+    random = np.random.default_rng(0)
+    records, probs = rollouts(0, edit="flattery")
+    records = [
+        one.model_copy(update={"response": edited("flattery", one.response, one.rubric, seed=place)})
+        if sum(one.values()) and random.random() < 0.25
+        else one
+        for place, one in enumerate(records)
+    ]
+    found = decided(tmp_path, records, probs)
+    assert found.taken == [] and "flatters the reader (" in found.report["note"]
+    spared = decided(tmp_path, records, probs, max_false_alarm=0.5)
+    assert spared.report["note"] is None
+    assert any("praise neither the reader" in veto.text for veto in spared.taken)
 
 
 def test_the_command_extends_the_rubrics_of_the_next_run(tmp_path, capsys):
