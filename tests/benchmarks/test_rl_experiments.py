@@ -57,7 +57,7 @@ def test_gains_over_seeds_are_on_the_policy_at_the_start():
 
 def test_runs_of_a_planted_exploit_are_told_by_name():
     ends = {"gold_before": {"value": 0.4}, "gold_after": {"value": 0.5}}
-    runs = {name: {"mark_first": 0.1, "mark_last": 0.9, **ends} for name in planted_exploit.STEPS}
+    runs = {name: {"mark_first": 0.1, "mark_last": 0.9, **ends} for name in planted_exploit.RUNS_OF_A_SEED}
     found = planted_exploit.over_seeds([runs, runs | {"defended": runs["defended"] | {"mark_last": 0.0}}])
     assert found["defended"]["mark_last"]["min"] == 0.0 and found["undefended"]["mark_last"]["min"] == 0.9
     assert found["defended"]["gold_after"]["median"] == 0.5
