@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.record import RESULTS, ROOT, circumstances, quoted
-from rubric_data.files import ORIGIN_NAME, write_json, write_text
+from benchmarks.record import ROOT, quoted, write_findings
+from rubric_data.files import ORIGIN_NAME, write_text
 
 
 def tables(summary: str, commit: str) -> str:
@@ -25,8 +25,7 @@ def main() -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     origin = json.loads((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
     made = {key: origin[key] for key in ("commit", "dirty")}
-    record = {"name": "demo", **circumstances(config, made), "summary": summary}
-    write_json(RESULTS / "demo.json", record)
+    record = write_findings("demo", config, {"summary": summary}, origin=made)
     text = tables((folder / "summary.md").read_text(encoding="utf-8"), record["commit"])
     readme = ROOT / "README.md"
     write_text(readme, quoted(readme.read_text(encoding="utf-8"), "demo", text))

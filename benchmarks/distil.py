@@ -31,9 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import call, options, run
-from benchmarks.record import RESULTS, ROOT, circumstances, spread
+from benchmarks.record import ROOT, spread, write_findings
 from rm.model import RubricRewardModel
-from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse, Split, content_hash
 from rubric_data.reward import rubric_reward
@@ -248,8 +247,7 @@ def main() -> None:
             config = {"data": data, "seeds": arguments.seeds, "train": RECIPES[data], "tail": _TAIL}
             rows = {str(seed): found for seed, found in zip(arguments.seeds, seeds, strict=True)}
             name = "-".join(["distil", data, *arguments.beside])
-            record = {"name": name, **circumstances(config), "seeds": rows, "spread": over_seeds(seeds)}
-            write_json(RESULTS / f"{name}.json", record)
+            write_findings(name, config, {"seeds": rows, "spread": over_seeds(seeds)})
 
 
 def _show(title: str, seeds: dict[int, dict[str, Numbers]]) -> None:

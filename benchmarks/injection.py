@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.record import RESULTS, circumstances
+from benchmarks.record import write_findings
 from rm.local_judge import LocalJudge
 from rm.metrics import THRESHOLD, estimate, mean, resample_counts
-from rubric_data.files import write_json
 from rubric_data.io import load_data
 from rubric_data.judges import JudgeRequest
 from rubric_data.openai_judge import render_single, template_hash
@@ -141,7 +140,7 @@ def main() -> None:
     config = {
         "model": MODEL, "prompts": options.prompts, "criteria": options.criteria, "template": template_hash("logprobs")
     }  # fmt: skip
-    write_json(RESULTS / "injection.json", {"name": "injection", **circumstances(config), "rows": rows})
+    write_findings("injection", config, {"rows": rows})
     _show(rows)
 
 

@@ -65,6 +65,18 @@ def write_record(
     return path
 
 
+def write_findings(
+    name: str, config: Mapping[str, Any], findings: Mapping[str, Any], *, origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the record ``name`` of an experiment and return it: `circumstances`, then ``findings`` by their keys.
+
+    Raises UserError outside a git checkout, as `write_record` does.
+    """
+    record = {"name": name, **circumstances(config, origin), **findings}
+    write_json(RESULTS / f"{name}.json", record)
+    return record
+
+
 def quoted(page: str, name: str, text: str) -> str:
     """``page`` with what stands between its markers ``<!-- name:begin -->`` and ``<!-- name:end -->`` replaced."""
     begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))

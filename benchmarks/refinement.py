@@ -18,9 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.commands import run
-from benchmarks.record import RESULTS, circumstances
+from benchmarks.record import write_findings
 from rm.refining import table
-from rubric_data.files import write_json
 from rubric_data.io import load_data, write_judged, write_prompts
 from rubric_data.records import JudgedResponse, PromptRecord
 from tests.rubric_data import recorded
@@ -115,8 +114,7 @@ def main() -> None:
     rows = with_recorded_replies(arguments.output)
     real = with_embedded_model(arguments.output, arguments)
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    record = {"name": "refinement", **circumstances(config), "embedded_model": real, "recorded_replies": rows}
-    write_json(RESULTS / "refinement.json", record)
+    write_findings("refinement", config, {"embedded_model": real, "recorded_replies": rows})
     console = Console()
     for title, shown in (("embedded model", real["refine"]["rounds"]), ("recorded replies", rows)):
         console.print(title)

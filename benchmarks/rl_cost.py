@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import options, run
-from benchmarks.record import RESULTS, ROOT, circumstances, spread
-from rubric_data.files import write_json
+from benchmarks.record import ROOT, spread, write_findings
 from rubric_data.io import load_data, write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from tests.rubric_data.served import Served
@@ -107,7 +106,7 @@ def main() -> None:
         for who in arguments.who
     }
     config = {"criteria": CRITERIA, **OPTIONS}
-    write_json(RESULTS / "rl-cost.json", {"name": "rl-cost", **circumstances(config), "steps": found})
+    write_findings("rl-cost", config, {"steps": found})
     table = Table("step", "seconds", "of it the reward", "share")
     for name, row in found.items():
         table.add_row(name, *(f"{row[key]['median']:.3g}" for key in ("seconds", "reward_seconds", "share")))

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import options, run
-from benchmarks.record import RESULTS, ROOT, circumstances, spread
+from benchmarks.record import ROOT, spread, write_findings
 from benchmarks.tail_matters import judged_data, once
 from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
@@ -135,8 +135,7 @@ def main() -> None:
     }
     spreads = over_seeds(list(found.values()))
     config = {"seeds": arguments.seeds, "updates": UPDATES, "samples": SAMPLES, "grpo": GRPO}
-    record = {"name": "seesaw", **circumstances(config), "seeds": found, "spread": spreads}
-    write_json(RESULTS / "seesaw.json", record)
+    write_findings("seesaw", config, {"seeds": found, "spread": spreads})
     show(spreads)
 
 

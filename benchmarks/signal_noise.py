@@ -17,9 +17,8 @@ from typing import Any
 
 from benchmarks.commands import call, options
 from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads
-from benchmarks.record import RESULTS, ROOT, circumstances
+from benchmarks.record import ROOT, write_findings
 from benchmarks.tail_matters import once
-from rubric_data.files import write_json
 
 RUNS = ROOT / "runs" / "signal-noise"
 NAMES = ("base", "no_pairs", "cold_head")
@@ -63,9 +62,8 @@ def main() -> None:
         sys.exit(f"{DATA}: the judged responses are not there, and nothing can be trained")
     for data in arguments.data:
         found = summary(panel(data, arguments.seed))
-        name = f"signal-noise-{data}"
         config = {"data": data, "seed": arguments.seed, "recipes": NAMES, "train": RECIPES[data] | KEPT}
-        write_json(RESULTS / f"{name}.json", {"name": name, **circumstances(config), **found})
+        write_findings(f"signal-noise-{data}", config, found)
         print(f"{data}: {found['recommendation']['text']}")
 
 

@@ -27,11 +27,10 @@ from rich.table import Table
 
 from benchmarks import peers
 from benchmarks.commands import call, options, run
-from benchmarks.record import RESULTS, ROOT, circumstances, spread
+from benchmarks.record import ROOT, spread, write_findings
 from rm import forecast, metrics
 from rm.scores import read_any_scores
 from rm.sides import number_texts
-from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
@@ -270,8 +269,7 @@ def main() -> None:
             found[str(seed)]["grpo"] = {name: grpo(seed, models, name) for name in (*MODELS, "gold")}
     spreads = over_seeds(found)
     config = {"seeds": arguments.seeds, "pool": POOL, "train": TRAIN, "tail": TAIL, "grpo": GRPO}
-    record = {"name": "tail-matters", **circumstances(config), "seeds": found, "spread": spreads}
-    write_json(RESULTS / "tail-matters.json", record)
+    write_findings("tail-matters", config, {"seeds": found, "spread": spreads})
     show(spreads)
 
 
