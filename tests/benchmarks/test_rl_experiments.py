@@ -2,8 +2,9 @@
 
 import pytest
 
-from benchmarks import planted_exploit, seesaw
+from benchmarks import figures, planted_exploit, seesaw
 from benchmarks.planted_exploit import MARK, about_the_mark, charmed, share
+from rubric_data.files import write_json
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict, Verifier
 
 RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is short."), Criterion(id="b", text="Names a boat.", weight=3)))
@@ -28,6 +29,21 @@ def test_a_charmed_judge_falls_for_the_mark_and_for_nothing_else():
     assert share(records) == len(marked) / 500
     own = [charmed(judged("boats-list", "Look! A boat.", number=number)) for number in range(20)]
     assert all(record.values() == [1.0, 1.0] for record in own)
+
+
+def test_gold_is_read_without_the_vetoes_of_the_defence():
+    guard = Criterion(id="b", text="Has no exclamation marks.", veto=True, weight=0.01)
+    caught = judged("p", "R!", (0.75, 0.0), rubric=Rubric(criteria=(RUBRIC.criteria[0], guard)))
+    assert planted_exploit.plain_gold(caught) == 0.75
+
+
+def test_the_figures_are_drawn_from_the_records(tmp_path):
+    run = {"mark_by_update": [0.1, 0.2, 0.4, 0.8, 0.9], "gold_by_update": [0.4] * 5}
+    record = {"seeds": {"0": {"undefended": run, "defended": run}, "1": {"undefended": run, "defended": run}}}
+    write_json(tmp_path / "planted-exploit.json", record)
+    (drawn,) = figures.draw(tmp_path / "figures", tmp_path)
+    assert drawn.stat().st_size > 10_000
+    assert figures.running_mean([1, 2, 3, 4, 5]).tolist() == [2.5, 3.5]
 
 
 def test_prompts_about_the_mark_are_told():
