@@ -8,7 +8,7 @@ with the tail stage; `off_policy`, distilled from the written and edited respons
 `bt`, a Bradley-Terry scalar on the terms of `base`; `gold`, the verifiers themselves. All have the backbone, the
 prompts and, but for the tail stage, the number of steps in common.
 
-best_of_n: on one pool of 256 samples of the starting policy to each of 16 test prompts, gold of the best of n by each
+best_of_n: on one pool of 256 samples of the starting policy to each of 8 test prompts, gold of the best of n by each
 reward. Before, the forecast is made from the first 32 samples of each. grpo: a run on the training prompts for each
 reward but `bt`, which answers no criteria; every rollout is judged, so that the log of a run is gold against KL.
 
@@ -36,7 +36,7 @@ from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
 
 RUNS = ROOT / "runs" / "tail-matters"
-POOL = {"prompts": 16, "samples": 256, "response_length": 48}
+POOL = {"prompts": 8, "samples": 256, "response_length": 48}
 FORECAST_SAMPLES = 32  # of a prompt, those that the forecast is made from
 BOOTSTRAP = 1000
 TRAIN = {  # of configs/quickstart.yaml
@@ -49,9 +49,10 @@ TRAIN = {  # of configs/quickstart.yaml
     "lora_layers": 20,
     "eval_steps": 50,
 }
+SHORT = TRAIN | {"max_steps": 100}  # three rewards for each of three seeds: sizes are cut before seeds
 TAIL = {"tokens_per_batch": 2000, "drills": 6, "eval_steps": 20}
 GRPO = {
-    "steps": 30,
+    "steps": 20,
     "batch_size": 16,
     "group_size": 4,
     "response_length": 48,
@@ -89,7 +90,7 @@ def train_rewards(seed: int) -> dict[str, Path]:
     folder = RUNS / f"seed-{seed}"
     models = {name: folder / name / "model" for name in MODELS}
     for name, data in (("base", whole), ("off_policy", others)):
-        once(folder / name, "train.json", "train", "--data", data, "--seed", seed, *options(TRAIN))
+        once(folder / name, "train.json", "train", "--data", data, "--seed", seed, *options(SHORT))
         _calibrate(models[name], whole)
     settings = options({"model": models["base"], "data": whole, "seed": seed, **TAIL})
     once(folder / "tail", "tail.json", "tail", *settings)
@@ -268,7 +269,7 @@ def main() -> None:
         if "grpo" in arguments.parts:
             found[str(seed)]["grpo"] = {name: grpo(seed, models, name) for name in (*MODELS, "gold")}
     spreads = over_seeds(found)
-    config = {"seeds": arguments.seeds, "pool": POOL, "train": TRAIN, "tail": TAIL, "grpo": GRPO}
+    config = {"seeds": arguments.seeds, "pool": POOL, "train": SHORT, "tail": TAIL, "grpo": GRPO}
     write_findings("tail-matters", config, {"seeds": found, "spread": spreads})
     show(spreads)
 
