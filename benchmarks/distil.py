@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import call, options, run
+from benchmarks.commands import calibrate, call, once, options
 from benchmarks.record import ROOT, spread, write_findings
 from rm.model import RubricRewardModel
 from rubric_data.io import read_judged, write_judged
@@ -157,18 +157,15 @@ def _kept(records: Sequence[JudgedResponse], cut: Cut) -> list[JudgedResponse]:
     more (it ties most of the others). What that does to base rates calibration undoes, on the validation split.
     """
     kept = [record for record in records if record.split not in cut]
+    ordered = sorted(records, key=lambda record: content_hash(record.response_id))
     for split, (prompts, responses) in cut.items():
         found: dict[str, list[JudgedResponse]] = {}
-        for record in sorted(records, key=lambda record: content_hash(record.response_id)):
+        for record in ordered:
             if record.split == split:
                 found.setdefault(record.prompt_id, []).append(record)
         for name in sorted(found, key=content_hash)[:prompts]:
-            kept += (_extremes if split == "train" else _first)(found[name], responses)
+            kept += _extremes(found[name], responses) if split == "train" else found[name][:responses]
     return kept
-
-
-def _first(records: Sequence[JudgedResponse], count: int) -> list[JudgedResponse]:
-    return list(records[:count])
 
 
 def _extremes(records: Sequence[JudgedResponse], count: int) -> list[JudgedResponse]:
@@ -192,10 +189,8 @@ def _of_half(records: Sequence[JudgedResponse], first: bool) -> list[JudgedRespo
 def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any]) -> Path:
     """The calibrated model of one training, done or gone on with if need be."""
     model = folder / "model"
-    if not (folder / f"{command}.json").exists():
-        run(folder, command, "--data", source, *options(settings))
-    if not (model / "calibration.json").exists():
-        call("calibrate", "--model", model, "--data", source)
+    once(folder, f"{command}.json", command, "--data", source, *options(settings))
+    calibrate(model, source)
     return model
 
 

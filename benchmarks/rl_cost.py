@@ -81,7 +81,7 @@ def judge_options(who: str) -> Iterator[dict[str, Any]]:
 def measure(method: str, who: str, data: Path, reward_model: str) -> dict[str, Any]:
     """Seconds of a step and of its reward, and the share, over the steps but the first; a finished run is read."""
     folder = RUNS / f"{method}-{who}"
-    if not (folder / "result.json").exists():
+    if not (folder / "result.json").exists():  # or a judge would be started for nothing
         with judge_options(who) as judge:
             settings = {"reward_model": reward_model, "data": data, **OPTIONS, **METHODS[method], **judge}
             run(folder, method, *options(settings))

@@ -22,9 +22,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import options, run
+from benchmarks.commands import SMALL_GRPO, once, options
 from benchmarks.record import ROOT, spread, write_findings
-from benchmarks.tail_matters import judged_data, once
+from benchmarks.tail_matters import judged_data
 from rubric_data.files import write_json
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse
@@ -37,15 +37,7 @@ FAMILIES = {
 }
 UPDATES = 12
 SAMPLES = 4  # responses to each test prompt
-GRPO = {
-    "batch_size": 16,
-    "group_size": 4,
-    "response_length": 48,
-    "lora_layers": 10,
-    "kl_coef": 0.001,
-    "gold_sample": 16,
-    "eval_samples": 1,
-}
+GRPO = {**SMALL_GRPO, "eval_samples": 1}
 POLICIES = ("start", "together", "form", "free", "form-free", "free-form")
 
 
@@ -87,8 +79,7 @@ def policy(seed: int, name: str, reward_model: Path) -> str:
         stages = [{"name": one, "algorithm": "grpo", "data": str(files[one])} for one in (first, second)]
         recipe = {"policy": "smollm2", "stages": stages, "common": {**common, "steps": UPDATES}, "eval_prompts": 2}
         write_json(folder.with_suffix(".yaml"), recipe)  # JSON is YAML
-        if not (folder / f"2-{second}" / "result.json").exists():
-            run(folder, "curriculum", "--config", folder.with_suffix(".yaml"))
+        once(folder, f"2-{second}/result.json", "curriculum", "--config", folder.with_suffix(".yaml"))
         return str(folder / f"2-{second}" / "adapter")
     data, steps = (files["both"], 2 * UPDATES) if name == "together" else (files[name], UPDATES)
     once(folder, "result.json", "grpo", *options({"data": data, "steps": steps, "eval_prompts": 2, **common}))

@@ -15,10 +15,9 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-from benchmarks.commands import call, options
+from benchmarks.commands import once, options
 from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads
 from benchmarks.record import ROOT, write_findings
-from benchmarks.tail_matters import once
 
 RUNS = ROOT / "runs" / "signal-noise"
 NAMES = ("base", "no_pairs", "cold_head")
@@ -34,13 +33,10 @@ def panel(data: str, seed: int) -> dict[str, Any]:
         settings = {"data": DATA / f"{data}.parquet", "seed": seed, **RECIPES[data], **VARIANTS.get(name, {}), **KEPT}
         with cold_heads() if name == "cold_head" else nullcontext():
             once(folder / name, "train.json", "train", *options(settings))
-    output = folder / "snr"
-    if not (output / "snr.json").exists():
-        runs = f"--runs=[{', '.join(str(folder / name) for name in NAMES)}]"
-        counts = {"last": HALF, "early": HALF, "average": 2}
-        again = ("--resume", "true") if output.exists() else ()
-        call("snr", runs, *options({"data": DATA / f"{data}.parquet", "output": output, **counts}), *again)
-    return json.loads((output / "snr.json").read_text(encoding="utf-8"))
+    runs = f"--runs=[{', '.join(str(folder / name) for name in NAMES)}]"
+    counts = {"last": HALF, "early": HALF, "average": 2}
+    once(folder / "snr", "snr.json", "snr", runs, *options({"data": DATA / f"{data}.parquet", **counts}))
+    return json.loads((folder / "snr" / "snr.json").read_text(encoding="utf-8"))
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:

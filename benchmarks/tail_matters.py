@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import peers
-from benchmarks.commands import call, options, run
+from benchmarks.commands import SMALL_GRPO, calibrate, call, once, options
 from benchmarks.record import ROOT, spread, write_findings
 from rm import forecast, metrics
 from rm.scores import read_any_scores
@@ -51,27 +51,12 @@ TRAIN = {  # of configs/quickstart.yaml
 }
 SHORT = TRAIN | {"max_steps": 100}  # three rewards for each of three seeds: sizes are cut before seeds
 TAIL = {"tokens_per_batch": 2000, "drills": 6, "eval_steps": 20}
-GRPO = {
-    "steps": 20,
-    "batch_size": 16,
-    "group_size": 4,
-    "response_length": 48,
-    "lora_layers": 10,
-    "kl_coef": 0.001,  # measured, and hardly felt: the log shows where the policy should have stopped
-    "eval_samples": 3,
-    "save_steps": 5,
-}
+GRPO = {"steps": 20, **SMALL_GRPO, "eval_samples": 3, "save_steps": 5}
 MODELS = ("base", "tail", "off_policy")  # rewards that are model folders
 SMOOTH = 5  # updates of a GRPO log that are averaged before it is read
 BUDGETS = (0.5, 1.0, 2.0, 4.0, 8.0)  # KL at which a GRPO log is read, in nats a response
 
 Curve = list[dict[str, Any]]
-
-
-def once(folder: Path, finished: str, *words: Any) -> None:
-    """`run`, unless the last file of ``folder`` is there."""
-    if not (folder / finished).exists():
-        run(folder, *words)
 
 
 def judged_data() -> tuple[Path, Path]:
@@ -91,16 +76,11 @@ def train_rewards(seed: int) -> dict[str, Path]:
     models = {name: folder / name / "model" for name in MODELS}
     for name, data in (("base", whole), ("off_policy", others)):
         once(folder / name, "train.json", "train", "--data", data, "--seed", seed, *options(SHORT))
-        _calibrate(models[name], whole)
+        calibrate(models[name], whole)
     settings = options({"model": models["base"], "data": whole, "seed": seed, **TAIL})
     once(folder / "tail", "tail.json", "tail", *settings)
-    _calibrate(models["tail"], whole)
+    calibrate(models["tail"], whole)
     return models
-
-
-def _calibrate(model: Path, data: Path) -> None:
-    if not (model / "calibration.json").exists():
-        call("calibrate", "--model", model, "--data", data)
 
 
 # --- best-of-n -------------------------------------------------------------------------------------------------------
@@ -178,7 +158,6 @@ def grpo(seed: int, models: dict[str, Path], name: str) -> dict[str, Any]:
         "data": judged_data()[0],
         "seed": seed,
         "use_verifiers": str(name == "gold").lower(),  # every embedded criterion has one
-        "gold_sample": GRPO["batch_size"],
         **GRPO,
     }
     once(folder, "result.json", "grpo", *options(settings))
