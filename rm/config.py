@@ -108,7 +108,7 @@ class FilterConfig:
     high: float = 0.75  # the same; a prompt above is dropped as too easy
     min_spread: float = 0.05  # least standard deviation of a prompt's rewards, which lie in [0, 1]
     min_responses: int = 2  # least number of a prompt's responses with a reward
-    use_verifiers: bool = True  # with reward_model: criteria with a verifier are answered by code
+    use_verifiers: bool = True  # with reward_model: code answers criteria with a verifier; false: only vetoes with one
     tokens_per_batch: int = 16_384  # packed tokens in one forward pass of the reward model
 
 

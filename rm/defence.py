@@ -269,7 +269,7 @@ def _tried(
     chosen_B: np.ndarray,
     config: DefendConfig,
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Verdicts on the vetoes, (B, V), and why each is not taken. Only one that is taken is asked of all rollouts."""
+    """Verdicts on the vetoes, (B, V), and why each is not taken. No model is asked of all rollouts if it is not."""
     value_BV = np.full((len(history.records), len(vetoes)), np.nan)
     asked_B = role.exploiting_B | role.good_B
     faults = [_fault(veto, history.records) for veto in vetoes]
@@ -277,7 +277,9 @@ def _tried(
     limits = Limits(config.min_recall, config.max_false_alarm)
     decided = refusals(vetoes, value_BV, role.exploiting_B, role.good_B, chosen_B, limits)
     reasons = [fault or reason for fault, reason in zip(faults, decided, strict=True)]
-    answerer.fill(value_BV, vetoes, [place for place, reason in enumerate(reasons) if reason is None], ~asked_B)
+    coded = [fault is None and veto.verifier is not None for veto, fault in zip(vetoes, faults, strict=True)]
+    wanted = [place for place, reason in enumerate(reasons) if reason is None or coded[place]]
+    answerer.fill(value_BV, vetoes, wanted, ~asked_B)
     return value_BV, reasons
 
 

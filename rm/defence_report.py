@@ -72,7 +72,11 @@ class Measured:
         self._counts_RP = metrics.resample_counts(self._prompts, config.bootstrap, config.seed)
 
     def veto(self, value_B: np.ndarray) -> dict[str, Any]:
-        """Recall and false alarm of one veto on either half, the second with intervals; of what has a verdict on it."""
+        """Recall and false alarm of one veto on either half, the second with intervals; of what has a verdict on it.
+
+        And how much better, on the second half, rollouts that it hits are than a prompt's others, by gold: what giving
+        up the trait may cost. None where not all have a verdict, as the exploiting and the good say nothing of that.
+        """
         hit_B, known_B = hits(value_B), ~np.isnan(value_B)
         groups = {"recall": self._role.exploiting_B & known_B, "false_alarm": self._role.good_B & known_B}
         return {
@@ -80,7 +84,12 @@ class Measured:
                 name: json_number(share(hit_B, group_B & self._chosen_B)) for name, group_B in groups.items()
             },
             "judged_on": {name: self._mean(hit_B[self._rows], group_B[self._rows]) for name, group_B in groups.items()},
+            "gold_effect": self._gold_effect(hit_B[self._rows]) if known_B[self._rows].all() else None,
         }
+
+    def _gold_effect(self, hit_N: np.ndarray) -> dict[str, float | None]:
+        gold_N = self._history.table.reward_B[self._rows]
+        return self._settled(metrics.difference_within_prompts(gold_N, hit_N, self._prompt_B, self._prompts))
 
     def rewards(self, taken: Sequence[Veto], value_BV: np.ndarray) -> dict[str, Any]:
         """How far the proxy is from gold without and with the vetoes that are taken, and what all of these hit."""
@@ -262,13 +271,14 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     print_table(
         f"{report['exploiting']} of {report['rollouts']} rollouts exploit; {len(accepted)} of {len(report['vetoes'])} "
         "vetoes are taken",
-        ("veto", "cluster", "caught", "false alarm", ""),
+        ("veto", "cluster", "caught", "false alarm", "gold of those hit", ""),
         [
             (
                 row["text"],
                 str(row["cluster"]) if row["cluster"] >= 0 else "–",
                 shown(row["judged_on"]["recall"]["value"]),
                 shown(row["judged_on"]["false_alarm"]["value"]),
+                shown((row["gold_effect"] or {}).get("value"), signed=True),
                 "taken" if row["accepted"] else row["reason"].partition(":")[0],
             )
             for row in sorted(report["vetoes"], key=lambda row: not row["accepted"])

@@ -124,7 +124,7 @@ def _scorer(config: FilterConfig, records: Sequence[JudgedResponse]) -> "RubricS
         config.reward_model,
         device="cuda" if torch.cuda.is_available() else "cpu",
         tokens_per_batch=config.tokens_per_batch,
-        use_verifiers=config.use_verifiers,
+        use_verifiers=config.use_verifiers or "vetoes",  # as RL pays, which the prompts are for
     )
 
 

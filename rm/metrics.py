@@ -153,6 +153,20 @@ def mean(value_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Ratio:
     return Ratio(_per_prompt(value_N, prompt_N, prompts), _per_prompt(np.ones(len(value_N)), prompt_N, prompts))
 
 
+def difference_within_prompts(value_B: np.ndarray, group_B: np.ndarray, prompt_B: np.ndarray, prompts: int) -> Ratio:
+    """How much higher the mean of ``value`` is in the group (B,) bool than among a prompt's others.
+
+    Prompts weigh a b / (a + b), with a in the group and b not: the least-squares estimate of one difference beside a
+    level for each prompt. NaN where no prompt has both.
+    """
+    inside_P = _per_prompt(group_B.astype(float), prompt_B, prompts)
+    outside_P = _per_prompt((~group_B).astype(float), prompt_B, prompts)
+    inner_P = _per_prompt(value_B * group_B, prompt_B, prompts)
+    outer_P = _per_prompt(value_B * ~group_B, prompt_B, prompts)
+    size_P = np.maximum(inside_P + outside_P, 1)
+    return Ratio((inner_P * outside_P - outer_P * inside_P) / size_P, inside_P * outside_P / size_P)
+
+
 def accuracy(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Ratio:
     """Share of decided verdicts on whose side of 0.5 the prediction lies; a prediction of exactly 0.5 earns half.
 

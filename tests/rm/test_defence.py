@@ -77,6 +77,8 @@ def test_a_trick_that_the_good_use_too_is_told_and_vetoed_only_if_they_may_be_hi
     spared = decided(tmp_path, records, probs, max_false_alarm=0.5)
     assert spared.report["note"] is None
     assert any("praise neither the reader" in veto.text for veto in spared.taken)
+    effects = [row["gold_effect"]["value"] for row in spared.report["vetoes"]]
+    assert effects and all(abs(effect) < 0.3 for effect in effects)  # flattery was strewn among good and bad
 
 
 def test_the_command_extends_the_rubrics_of_the_next_run(tmp_path, capsys):

@@ -120,6 +120,11 @@ def test_a_real_reward_model_reads_the_responses_and_code_its_own_criteria(tiny_
     assert cli.main(["data", "filter", *by_model, "--low", "0", "--high", "1"]) == 0
     means = {row["mean_reward"] for row in read_lines(tmp_path / "model run" / "prompts.jsonl")}
     assert len(means) == 4 and not means & {0.0, 0.5, 1.0}
+    veto = pear.model_copy(update={"veto": True})  # RL has code answer it all the same
+    write_judged(tmp_path / "in.jsonl", [r.model_copy(update={"rubric": Rubric(criteria=(veto,))}) for r in records])
+    guarded = [*options, "--output", str(tmp_path / "guarded"), "--use_verifiers", "false"]
+    assert cli.main(["data", "filter", *guarded]) == 0
+    assert {row["mean_reward"] for row in read_lines(tmp_path / "guarded" / "prompts.jsonl")} == {0.5}
 
 
 def test_bad_input_says_what_to_change(records, tmp_path):

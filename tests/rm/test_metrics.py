@@ -149,6 +149,15 @@ def test_reliability_curve():
 # --- rewards within a prompt ---
 
 
+def test_a_difference_within_prompts_is_blind_to_their_levels():
+    # prompt 0: (.9) - (.3 + .5)/2 = .5, weight 1*2/3; prompt 1, higher throughout: 1 - .9 = .1, weight 1*1/2
+    value_B, group_B = np.array([0.9, 0.3, 0.5, 1.0, 0.9, 0.0]), np.array([1, 0, 0, 1, 0, 0], bool)
+    found = metrics.difference_within_prompts(value_B, group_B, np.array([0, 0, 0, 1, 1, 2]), 3)
+    assert value(found, 3) == pytest.approx((0.5 * 2 / 3 + 0.1 / 2) / (2 / 3 + 1 / 2))
+    none = metrics.difference_within_prompts(value_B, np.zeros(6, bool), np.array([0, 0, 0, 1, 1, 2]), 3)
+    assert math.isnan(value(none, 3))
+
+
 def test_rank_correlations_average_over_the_prompts_the_judge_tells_apart():
     gold = np.array([1, 2, 3, 1, 2, 3, 1, 2, 5, 5], float)
     proxy = np.array([0.1, 0.2, 0.3, 0.1, 0.3, 0.2, 0.4, 0.4, 0.1, 0.9])
