@@ -84,7 +84,7 @@ _SHARES = {"realsumm": (40, 8), "mrbench": (100, 12), "structflow": (80, 4), "he
 _TAIL = {"tokens_per_batch": 4400, "learning_rate": 3e-4, "epochs": 1.0, "eval_steps": 10}
 
 _VERDICTS, _PAIRS = ("auroc", "accuracy", "brier", "ece"), ("pair_accuracy", "tail_pair_accuracy")
-Numbers = dict[str, float | None]
+Row = dict[str, dict[str, float] | None]  # by statistic its value, low and high; None: there is none
 
 
 def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, Any]:
@@ -194,33 +194,49 @@ def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any])
     return model
 
 
-def numbers(audit: dict[str, Any]) -> dict[str, Numbers]:
+def numbers(audit: dict[str, Any]) -> dict[str, Row]:
     """By predictor: agreement on verdicts, pair accuracy overall and in the tail with ties as half; None: has none.
 
     The model is there once more on seen and on unseen generators, without pairs, if the audit knows of both.
     """
     found = {
-        name: {key: _value(one["criterion"], key) for key in _VERDICTS}
-        | {key: _value(one["reward"][key], "half") for key in _PAIRS}
+        name: _row(one["criterion"] or {}, {key: one["reward"][key]["half"] for key in _PAIRS})
         for name, one in audit["predictors"].items()
     }
     slices = audit["by_novelty"]["generator"]
     for name, one in slices.items() if len(slices) > 1 else ():
-        found[f"model, {name} generators"] = {key: _value(one, key) for key in _VERDICTS} | dict.fromkeys(_PAIRS)
+        found[f"model, {name} generators"] = _row(one, {})
     return found
 
 
-def _value(statistics: dict[str, Any] | None, key: str) -> float | None:
-    return None if statistics is None or statistics.get(key) is None else statistics[key]["value"]
+def leads(audit: dict[str, Any]) -> dict[str, Row]:
+    """By predictor: how much more the model has of each of `numbers`, paired by prompt."""
+    return {name: _row(one, one) for name, one in audit["model_minus"].items()}
 
 
-def over_seeds(seeds: Sequence[dict[str, Numbers]]) -> dict[str, dict[str, Any]]:
-    """The spread of each number over seeds; None where a predictor has no such number."""
+def _row(verdicts: dict[str, Any], pairs: dict[str, Any]) -> Row:
+    row = {key: verdicts.get(key) for key in _VERDICTS} | {key: pairs.get(key) for key in _PAIRS}
+    return {key: None if one is None or one["value"] is None else one for key, one in row.items()}
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """What a training measured on a part of the validation split on its way, by step."""
+    log = json.loads((run / "train.json").read_text(encoding="utf-8"))["log"]
+    names = {"eval_auroc": "auroc", "eval_pair_accuracy": "pair_accuracy", "eval_loss": "loss"}
+    return [
+        {"step": entry["step"]} | {short: round(entry[name], 4) for name, short in names.items()}
+        for entry in log
+        if names.keys() <= entry.keys()
+    ]
+
+
+def over_seeds(seeds: Sequence[dict[str, Row]]) -> dict[str, dict[str, Any]]:
+    """The spread of each value over seeds; None where a predictor has no such number."""
     found: dict[str, dict[str, Any]] = {}
     for name, row in seeds[0].items():
         values = {key: [one[name][key] for one in seeds] for key in row}
         found[name] = {
-            key: None if None in some else spread([value for value in some if value is not None])
+            key: None if None in some else spread([one["value"] for one in some if one is not None])
             for key, some in values.items()
         }
     return found
@@ -236,21 +252,36 @@ def main() -> None:
     if not DATA.exists():
         sys.exit(f"{DATA}: the judged responses are not there, and nothing can be distilled")
     for data in arguments.data:
-        seeds = [numbers(chain(data, seed, arguments.split, arguments.beside)) for seed in arguments.seeds]
-        _show(f"{data}, {arguments.split}", dict(zip(arguments.seeds, seeds, strict=True)))
+        audits = {seed: chain(data, seed, arguments.split, arguments.beside) for seed in arguments.seeds}
+        _show(f"{data}, {arguments.split}", {seed: numbers(audit) for seed, audit in audits.items()})
         if arguments.split == "test":
             config = {"data": data, "seeds": arguments.seeds, "train": RECIPES[data], "tail": _TAIL}
-            rows = {str(seed): found for seed, found in zip(arguments.seeds, seeds, strict=True)}
             name = "-".join(["distil", data, *arguments.beside])
-            write_findings(name, config, {"seeds": rows, "spread": over_seeds(seeds)})
+            write_findings(name, config, findings(data, audits))
 
 
-def _show(title: str, seeds: dict[int, dict[str, Numbers]]) -> None:
+def findings(data: str, audits: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What the record says of the ``audits`` by seed: of each the numbers, leads and learning curve; spreads."""
+    seeds = {
+        str(seed): {
+            "numbers": numbers(audit),
+            "model_minus": leads(audit),
+            "curve": curve(RUNS / f"{data}-{seed}" / "train"),
+        }
+        for seed, audit in audits.items()
+    }
+    parts = {"spread": numbers, "spread_of_leads": leads}
+    return {"seeds": seeds} | {
+        name: over_seeds([rows(audit) for audit in audits.values()]) for name, rows in parts.items()
+    }
+
+
+def _show(title: str, seeds: dict[int, dict[str, Row]]) -> None:
     columns = next(iter(next(iter(seeds.values())).values()))
     shown = Table("predictor", "seed", *(name.replace("_", " ") for name in columns), title=title)
     for seed, found in seeds.items():
         for name, row in found.items():
-            cells = ("–" if value is None else f"{value:.3f}" for value in row.values())
+            cells = ("–" if one is None else f"{one['value']:.3f}" for one in row.values())
             shown.add_row(name, str(seed), *cells)
     Console().print(shown)
 

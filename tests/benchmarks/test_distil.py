@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import distil
+from rubric_data.files import write_json
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
 
 RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is good."),))
@@ -57,16 +58,26 @@ def test_two_halves_of_the_generators_see_each_of_them_once():
 
 
 def test_the_model_has_a_row_for_unseen_generators_where_there_are_some():
-    verdicts = {key: {"value": 0.8} for key in distil._VERDICTS}
-    pairs = {key: {"half": {"value": 0.6}} for key in distil._PAIRS}
+    one = {"value": 0.8, "low": 0.7, "high": 0.9}
+    verdicts = {key: one for key in distil._VERDICTS}
+    pairs = {key: {"half": {"value": 0.6, "low": 0.5, "high": 0.7}} for key in distil._PAIRS}
     audit = {
         "predictors": {"model": {"criterion": verdicts, "reward": pairs}, "bt": {"criterion": None, "reward": pairs}},
         "by_novelty": {"generator": {"seen": verdicts, "unseen": verdicts | {"auroc": {"value": 0.7}}}},
+        "model_minus": {"bt": {"pair_accuracy": {"value": 0.1, "low": -0.1, "high": 0.3}, "auroc": {"value": None}}},
     }
     found = distil.numbers(audit)
-    assert found["model"]["pair_accuracy"] == 0.6 and found["bt"]["auroc"] is None
-    assert found["model, unseen generators"]["auroc"] == 0.7
+    assert found["model"]["pair_accuracy"] == {"value": 0.6, "low": 0.5, "high": 0.7} and found["bt"]["auroc"] is None
+    assert found["model, unseen generators"]["auroc"]["value"] == 0.7
     assert found["model, unseen generators"]["pair_accuracy"] is None
     spread = distil.over_seeds([found, found])
     assert spread["model, seen generators"]["auroc"]["median"] == pytest.approx(0.8)
     assert "model, seen generators" not in distil.numbers(audit | {"by_novelty": {"generator": {"seen": verdicts}}})
+    lead = distil.leads(audit)["bt"]
+    assert lead["pair_accuracy"]["low"] == -0.1 and lead["auroc"] is None and lead["tail_pair_accuracy"] is None
+
+
+def test_a_learning_curve_is_read_from_the_log_of_a_training(tmp_path):
+    log = [{"step": 10, "loss": 0.7}, {"step": 10, "eval_auroc": 0.61, "eval_pair_accuracy": 0.5, "eval_loss": 0.66}]
+    write_json(tmp_path / "train.json", {"log": log})
+    assert distil.curve(tmp_path) == [{"step": 10, "auroc": 0.61, "pair_accuracy": 0.5, "loss": 0.66}]

@@ -37,13 +37,34 @@ def test_gold_is_read_without_the_vetoes_of_the_defence():
     assert planted_exploit.plain_gold(caught) == 0.75
 
 
+def estimate(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
 def test_the_figures_are_drawn_from_the_records(tmp_path):
     run = {"mark_by_update": [0.1, 0.2, 0.4, 0.8, 0.9], "gold_by_update": [0.4] * 5}
-    record = {"seeds": {"0": {"undefended": run, "defended": run}, "1": {"undefended": run, "defended": run}}}
-    write_json(tmp_path / "planted-exploit.json", record)
-    (drawn,) = figures.draw(tmp_path / "figures", tmp_path)
-    assert drawn.stat().st_size > 10_000
+    best = [{"kl": estimate(kl), "gold": estimate(gold)} for kl, gold in ((0.0, 0.4), (0.2, 0.5), (0.6, 0.45))]
+    rewards = {name: {"curve": best} for name in figures.REWARDS}
+    gold_by_family = {name: {"form": 0.4, "free": 0.5} for name in seesaw.POLICIES}
+    numbers = {"model": {"auroc": estimate(0.7)}, "tag mean": {"auroc": estimate(0.6)}, "bt": {"auroc": None}}
+    learnt = {"numbers": numbers, "curve": [{"step": 50, "auroc": 0.6}, {"step": 100, "auroc": 0.7}]}
+    write_json(tmp_path / "planted-exploit.json", {"seeds": {"0": {"undefended": run, "defended": run}}})
+    grpo = {"base": {"curve": [{"kl": 0.1, "gold": 0.4}, {"kl": 0.3, "gold": 0.5}]}}  # not of every reward
+    write_json(tmp_path / "tail-matters.json", {"seeds": {"0": {"best_of_n": rewards, "grpo": grpo}}})
+    write_json(tmp_path / "seesaw.json", {"seeds": {"0": gold_by_family}, "spread": gold_by_family})
+    drawn = figures.draw(tmp_path / "figures", tmp_path)
+    assert [path.stem for path in drawn] == ["planted-exploit", "seesaw", "tail-matters"]  # one lacks its records
+    for record, _ in figures.LEARNT.values():
+        write_json(tmp_path / f"{record}.json", {"seeds": {"0": learnt}})
+    drawn = figures.draw(tmp_path / "figures", tmp_path)
+    assert len(drawn) == 4 and all(path.stat().st_size > 10_000 for path in drawn)
     assert figures.running_mean([1, 2, 3, 4, 5]).tolist() == [2.5, 3.5]
+
+
+def test_the_best_baseline_is_none_of_ours():
+    rows = {"model": 0.9, "tail": 0.95, "model, seen generators": 0.99, "zero-shot": 0.5, "tag mean": 0.7}
+    numbers = {name: {"auroc": {"value": value}} for name, value in rows.items()} | {"bt": {"auroc": None}}
+    assert figures._best_baseline(numbers, "auroc") == ("tag mean", {"value": 0.7})
 
 
 def test_prompts_about_the_mark_are_told():
