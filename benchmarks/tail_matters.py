@@ -164,7 +164,8 @@ def grpo(seed: int, models: dict[str, Path], name: str) -> dict[str, Any]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     held_out = {key: result[key] for key in ("gold_before", "gold_after", "gold_gain", "proxy_gain", "kl_final")}
-    return {**read_log(rows), "held_out": held_out}
+    criteria = result["criteria"] / (result["prompts_trained"] + result["prompts_evaluated"])  # of a response
+    return {**read_log(rows), "held_out": held_out, "criteria": round(criteria, 3)}
 
 
 def read_log(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -173,7 +174,8 @@ def read_log(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Budgets are read off at the first mean whose KL is there, None where the run did not get as far.
     """
     values = {key: np.array([row[key] for row in rows], float) for key in ("kl", "reward/gold", "reward/proxy")}
-    kernel = np.ones(min(SMOOTH, len(rows))) / min(SMOOTH, len(rows))
+    width = min(SMOOTH, len(rows))
+    kernel = np.ones(width) / width
     kl, gold, proxy = (np.convolve(values[key], kernel, "valid") for key in ("kl", "reward/gold", "reward/proxy"))
     peak = int(gold.argmax())
     at: dict[str, float | None] = {}
@@ -184,7 +186,28 @@ def read_log(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         {"kl": round(float(x), 4), "gold": round(float(y), 4), "proxy": round(float(z), 4)}
         for x, y, z in zip(kl, gold, proxy, strict=True)
     ]
-    return {"curve": curve, "peak": curve[peak], "last": curve[-1], "gold_at_kl": at}
+    return {"curve": curve, "smooth": width, "peak": curve[peak], "last": curve[-1], "gold_at_kl": at}
+
+
+def _verdicts(seed: int, name: str) -> int:
+    """How many verdicts the model ``name`` was trained on; the tail stage reads the same ones as its base."""
+    report = RUNS / f"seed-{seed}" / ("base" if name == "tail" else name) / "train.json"
+    return int(json.loads(report.read_text(encoding="utf-8"))["train_verdicts"])
+
+
+def judge_calls(log: dict[str, Any], by_judge: dict[str, Any], distilled: int) -> dict[str, float | None]:
+    """Verdicts of a judge at equal gold: asked in each step of the run ``by_judge``, or ``distilled`` once.
+
+    ``in_the_loop`` is what ``by_judge`` had asked when it first earned the highest gold of ``log`` (None: it never
+    did); ``runs_to_repay`` how many such runs ask as much as the distillation did.
+    """
+    goal = log["peak"]["gold"]
+    reached = next((place for place, point in enumerate(by_judge["curve"]) if point["gold"] >= goal), None)
+    if reached is None:
+        return {"in_the_loop": None, "distilled": distilled, "runs_to_repay": None}
+    updates = reached + by_judge["smooth"]
+    asked = updates * GRPO["batch_size"] * by_judge["criteria"]
+    return {"in_the_loop": round(asked), "distilled": distilled, "runs_to_repay": round(distilled / asked, 2)}
 
 
 # --- the record ------------------------------------------------------------------------------------------------------
@@ -246,7 +269,11 @@ def main() -> None:
         models = train_rewards(seed)
         found[str(seed)] = {"best_of_n": best_of_n(records, pool_rewards(seed, models, responses, records))}
         if "grpo" in arguments.parts:
-            found[str(seed)]["grpo"] = {name: grpo(seed, models, name) for name in (*MODELS, "gold")}
+            logs = {name: grpo(seed, models, name) for name in (*MODELS, "gold")}
+            found[str(seed)]["grpo"] = logs
+            found[str(seed)]["judge_calls"] = {
+                name: judge_calls(logs[name], logs["gold"], _verdicts(seed, name)) for name in MODELS
+            }
     spreads = over_seeds(found)
     config = {"seeds": arguments.seeds, "pool": POOL, "train": SHORT, "tail": TAIL, "grpo": GRPO}
     write_findings("tail-matters", config, {"seeds": found, "spread": spreads})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tail_matters
-from benchmarks.tail_matters import best_of_n, best_row, over_seeds, read_log
+from benchmarks.tail_matters import best_of_n, best_row, judge_calls, over_seeds, read_log
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 
 RUBRIC = Rubric(criteria=(Criterion(id="a", text="Is good."),))
@@ -17,6 +17,13 @@ def test_a_log_is_read_by_means_of_five_updates():
     assert found["last"]["kl"] == 5.0
     assert found["gold_at_kl"] == {"0.5": 0.3, "1.0": 0.3, "2.0": 0.3, "4.0": 0.38, "8.0": None}
     assert len(read_log(rows[:2])["curve"]) == 1  # shorter than the mean
+
+
+def test_judge_calls_are_counted_until_the_judge_s_own_run_is_as_good():
+    by_judge = {"curve": [{"gold": 0.4}, {"gold": 0.52}, {"gold": 0.7}], "smooth": 5, "criteria": 7.5}
+    found = judge_calls({"peak": {"gold": 0.5}}, by_judge, 1440)
+    assert found == {"in_the_loop": 720, "distilled": 1440, "runs_to_repay": 2.0}  # 6 updates of 16 responses
+    assert judge_calls({"peak": {"gold": 0.9}}, by_judge, 1440)["in_the_loop"] is None
 
 
 def test_a_reward_that_is_wrong_at_the_top_turns_where_gold_goes_on_rising(monkeypatch):
