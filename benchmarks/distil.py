@@ -89,16 +89,16 @@ Row = dict[str, dict[str, float] | None]  # by statistic its value, low and high
 
 def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, Any]:
     """What of one data set and seed is not done yet; the audit. Ends the process if a command fails."""
-    source, folder = _source(data), RUNS / f"{data}-{seed}"
-    ours = _trained(folder / "train", "train", source, {"seed": seed, **RECIPES[data]})
+    file, folder = source(data), RUNS / f"{data}-{seed}"
+    ours = _trained(folder / "train", "train", file, {"seed": seed, **RECIPES[data]})
     others: dict[str, Path] = {}
     if "tail" in beside:
         settings = {"seed": seed, "model": ours, **_TAIL}
-        others["tail"] = _trained(folder / "tail", "tail", source, settings)
+        others["tail"] = _trained(folder / "tail", "tail", file, settings)
     for name in (name for name in VARIANTS if name in beside):
         with cold_heads() if name == "cold_head" else nullcontext():
             settings = {"seed": seed} | RECIPES[data] | VARIANTS[name]
-            others[name] = _trained(folder / name, "train", source, settings)
+            others[name] = _trained(folder / name, "train", file, settings)
     if "all" in beside:
         others["all"] = _trained(RUNS / f"all-{seed}" / "train", "train", _source_of_all(), {"seed": seed, **_ALL})
     for peer in (peer for peer in PEERS if peer in beside):
@@ -109,7 +109,7 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
     audit = folder / "-".join(["audit", split, *others])
     if not (audit / "audit.json").exists():
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
-        call("audit", "--model", ours, "--data", source, "--output", audit, "--split", split, *named)
+        call("audit", "--model", ours, "--data", file, "--output", audit, "--split", split, *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
 
 
@@ -127,7 +127,7 @@ def cold_heads() -> Iterator[None]:
         yield
 
 
-def _source(data: str) -> Path:
+def source(data: str) -> Path:
     """The file of ``data`` with what `_CUT` leaves of it, which is what comes first by a hash."""
     name, _, part = data.partition("-")
     cut = {**_CUT.get(name, {}), **(_SMALL_CUT if part else {})}
@@ -186,11 +186,11 @@ def _of_half(records: Sequence[JudgedResponse], first: bool) -> list[JudgedRespo
     return [record for record in records if record.split == "test" or record.generator in known]
 
 
-def _trained(folder: Path, command: str, source: Path, settings: dict[str, Any]) -> Path:
+def _trained(folder: Path, command: str, data: Path, settings: dict[str, Any]) -> Path:
     """The calibrated model of one training, done or gone on with if need be."""
     model = folder / "model"
-    once(folder, f"{command}.json", command, "--data", source, *options(settings))
-    calibrate(model, source)
+    once(folder, f"{command}.json", command, "--data", data, *options(settings))
+    calibrate(model, data)
     return model
 
 

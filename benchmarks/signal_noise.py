@@ -4,7 +4,7 @@
 
 For each data set three recipes of `benchmarks.distil`, small: ours, without the pairwise loss, and with a head that
 starts at random; a checkpoint every `EVERY` steps. `snr` reads the last and the first half of them on the validation
-prompts, which are all: what is recommended here was not chosen on a test split.
+prompts that `benchmarks.distil` leaves of it in small: what is recommended here was not chosen on a test split.
 
 Folders in runs/signal-noise, the record in benchmarks/results/signal-noise-<data>.json.
 """
@@ -16,26 +16,26 @@ from contextlib import nullcontext
 from typing import Any
 
 from benchmarks.commands import once, options
-from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads
+from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads, source
 from benchmarks.record import ROOT, write_findings
 
 RUNS = ROOT / "runs" / "signal-noise"
 NAMES = ("base", "no_pairs", "cold_head")
-STEPS, EVERY = 32, 4
+STEPS, EVERY = 24, 4
 KEPT = {"max_steps": STEPS, "eval_steps": EVERY, "eval_trees": 4, "keep_checkpoints": 0, "patience": STEPS}
 HALF = STEPS // EVERY // 2  # checkpoints
 
 
 def panel(data: str, seed: int) -> dict[str, Any]:
     """The content of snr.json for one data set, its runs trained or gone on with."""
-    folder = RUNS / data
+    folder, file = RUNS / data, source(f"{data}-small")
     for name in NAMES:
-        settings = {"data": DATA / f"{data}.parquet", "seed": seed, **RECIPES[data], **VARIANTS.get(name, {}), **KEPT}
+        settings = {"data": file, "seed": seed, **RECIPES[data], **VARIANTS.get(name, {}), **KEPT}
         with cold_heads() if name == "cold_head" else nullcontext():
             once(folder / name, "train.json", "train", *options(settings))
     runs = f"--runs=[{', '.join(str(folder / name) for name in NAMES)}]"
     counts = {"last": HALF, "early": HALF, "average": 2}
-    once(folder / "snr", "snr.json", "snr", runs, *options({"data": DATA / f"{data}.parquet", **counts}))
+    once(folder / "snr", "snr.json", "snr", runs, *options({"data": file, **counts}))
     return json.loads((folder / "snr" / "snr.json").read_text(encoding="utf-8"))
 
 
