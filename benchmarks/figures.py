@@ -21,7 +21,7 @@ SMOOTH = 4  # updates in a running mean
 LEARNT = {
     "realsumm": ("distil-realsumm-tail", 0.90),
     "mrbench": ("distil-mrbench-tail", 0.78),
-    "hellobench": ("distil-hellobench-tail-bt", 0.83),
+    "hellobench": ("distil-hellobench", 0.83),
     "structflow": ("distil-structflow", 0.80),
 }
 GREEN, RED = "#2a9d5c", "#c0392b"
