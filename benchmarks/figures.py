@@ -106,19 +106,25 @@ def seesaw(record: Record) -> Figure:
 
 
 def planted_exploit(record: Record) -> Figure:
-    """Share of rollouts with the mark, and gold of the rollouts, by update: seeds thin, their mean thick."""
+    """Share of rollouts with the mark, and gold of the rollouts, by update: seeds thin, their mean thick.
+
+    What goes on from another run is drawn behind it.
+    """
     figure = Figure(figsize=(8.4, 3.2), layout="constrained", facecolor="white")
     panels = {"mark_by_update": "share of rollouts with the mark", "gold_by_update": "gold without the vetoes"}
     for ax, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for name, colour in (("undefended", ORANGE), ("defended", BLUE)):
-            _lines(ax, [running_mean(seed[name][key]) for seed in record["seeds"].values()], colour, name)
+        seeds = list(record["seeds"].values())
+        length = len(seeds[0]["undefended"][key])
+        for name, colour, after in (("undefended", ORANGE, 0), ("defended", BLUE, 0), ("recovered", GREEN, length)):
+            if all(name in seed for seed in seeds):
+                _lines(ax, [running_mean(seed[name][key]) for seed in seeds], colour, name, after)
         ax.set(xlabel=f"update (means over {SMOOTH})", ylabel=label, ylim=(0, 1))
         ax.legend(frameon=False)
     return figure
 
 
-def _lines(ax: Axes, curves: Sequence[np.ndarray], colour: str, name: str) -> None:
-    x = np.arange(len(curves[0])) + SMOOTH
+def _lines(ax: Axes, curves: Sequence[np.ndarray], colour: str, name: str, after: int) -> None:
+    x = np.arange(len(curves[0])) + SMOOTH + after
     for curve in curves:
         ax.plot(x, curve, color=colour, linewidth=0.8, alpha=0.4)
     ax.plot(x, np.mean(curves, axis=0), color=colour, linewidth=2, label=name)

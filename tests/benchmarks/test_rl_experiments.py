@@ -48,7 +48,7 @@ def test_the_figures_are_drawn_from_the_records(tmp_path):
     gold_by_family = {name: {"form": 0.4, "free": 0.5} for name in seesaw.POLICIES}
     numbers = {"model": {"auroc": estimate(0.7)}, "tag mean": {"auroc": estimate(0.6)}, "bt": {"auroc": None}}
     learnt = {"numbers": numbers, "curve": [{"step": 50, "auroc": 0.6}, {"step": 100, "auroc": 0.7}]}
-    write_json(tmp_path / "planted-exploit.json", {"seeds": {"0": {"undefended": run, "defended": run}}})
+    write_json(tmp_path / "planted-exploit.json", {"seeds": {"0": dict.fromkeys(planted_exploit.RUNS_OF_A_SEED, run)}})
     grpo = {"base": {"curve": [{"kl": 0.1, "gold": 0.4}, {"kl": 0.3, "gold": 0.5}]}}  # not of every reward
     write_json(tmp_path / "tail-matters.json", {"seeds": {"0": {"best_of_n": rewards, "grpo": grpo}}})
     write_json(tmp_path / "seesaw.json", {"seeds": {"0": gold_by_family}, "spread": gold_by_family})
