@@ -262,7 +262,7 @@ def main() -> None:
 
 def findings(data: str, audits: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """What the record says of the ``audits`` by seed: of each the numbers, leads and learning curve; spreads."""
-    seeds = {
+    seeds: dict[str, dict[str, Any]] = {
         str(seed): {
             "numbers": numbers(audit),
             "model_minus": leads(audit),
@@ -270,10 +270,8 @@ def findings(data: str, audits: dict[int, dict[str, Any]]) -> dict[str, Any]:
         }
         for seed, audit in audits.items()
     }
-    parts = {"spread": numbers, "spread_of_leads": leads}
-    return {"seeds": seeds} | {
-        name: over_seeds([rows(audit) for audit in audits.values()]) for name, rows in parts.items()
-    }
+    parts = {"spread": "numbers", "spread_of_leads": "model_minus"}
+    return {"seeds": seeds} | {name: over_seeds([one[part] for one in seeds.values()]) for name, part in parts.items()}
 
 
 def _show(title: str, seeds: dict[int, dict[str, Row]]) -> None:

@@ -91,7 +91,7 @@ def tail_matters(record: Record) -> Figure:
 def seesaw(record: Record) -> Figure:
     """What each way of training gained on either family: seeds as dots, their median as a line."""
     figure = Figure(figsize=(8.4, 3.0), layout="constrained", facecolor="white")
-    (ax,) = figure.subplots(1, 1, squeeze=False)[0]
+    ax = figure.subplots()
     names = [name for name in record["spread"] if name != "start"]
     for family, colour, shift in (("form", BLUE, -0.12), ("free", ORANGE, 0.12)):
         for place, name in enumerate(names):

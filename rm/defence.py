@@ -277,9 +277,9 @@ def _tried(
     limits = Limits(config.min_recall, config.max_false_alarm)
     decided = refusals(vetoes, value_BV, role.exploiting_B, role.good_B, chosen_B, limits)
     reasons = [fault or reason for fault, reason in zip(faults, decided, strict=True)]
-    coded = [fault is None and veto.verifier is not None for veto, fault in zip(vetoes, faults, strict=True)]
-    wanted = [place for place, reason in enumerate(reasons) if reason is None or coded[place]]
-    answerer.fill(value_BV, vetoes, wanted, ~asked_B)
+    coded = [place for place, veto in enumerate(vetoes) if faults[place] is None and veto.verifier is not None]
+    taken = [place for place, reason in enumerate(reasons) if reason is None]
+    answerer.fill(value_BV, vetoes, sorted({*coded, *taken}), ~asked_B)
     return value_BV, reasons
 
 
