@@ -34,7 +34,7 @@ from rubric_data.formats.base import assistant_message, prompt_messages
 from rubric_data.formats.preferences import pair_row, pair_up
 from rubric_data.io import load_prompts_and_responses, write_judged
 from rubric_data.pairs import REWARD_DECIMALS
-from rubric_data.programmatic import answer_by_code, is_programmatic
+from rubric_data.programmatic import answer_by_code, coded_in_rewards, is_programmatic
 from rubric_data.records import JudgedResponse, PromptRecord
 from rubric_data.refine import best_first
 from rubric_data.reward import rubric_reward
@@ -83,7 +83,7 @@ def run_bon(config: BonConfig) -> dict[str, Any]:
         config.reward_model,
         device=device,
         tokens_per_batch=config.tokens_per_batch,
-        use_verifiers=config.use_verifiers or "vetoes",
+        use_verifiers=coded_in_rewards(config.use_verifiers),
         reward=config.reward,
     )
     scorer.check(prompt.rubric for prompt in prompts if prompt.rubric)

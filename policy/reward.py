@@ -22,6 +22,7 @@ from rm.config import RewardKind
 from rm.scorer import RubricScorer, Scored
 from rubric_data.errors import UserError
 from rubric_data.formats.base import Message, parse, prompt_messages, transcript
+from rubric_data.programmatic import coded_in_rewards
 from rubric_data.records import Rubric
 
 Aggregate = Callable[[Rubric, np.ndarray], float]  # from P(met) of the criteria, (K,), to a reward; NaN for none
@@ -206,8 +207,8 @@ def _of_environment() -> RubricReward:
     kind: Any = os.environ.get(KIND, "proxy")
     if kind not in get_args(RewardKind):
         raise UserError(f"{KIND}: must be one of {', '.join(get_args(RewardKind))}, got {kind!r}; correct it")
-    use_verifiers: Any = {"true": True, "false": "vetoes"}.get(switch := os.environ.get(USE_VERIFIERS, "true"))
-    if use_verifiers is None:
+    if (switch := os.environ.get(USE_VERIFIERS, "true")) not in ("true", "false"):
         raise UserError(f"{USE_VERIFIERS}: must be true or false, got {switch!r}; correct it")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return RubricReward(RubricScorer.from_pretrained(model, device=device, use_verifiers=use_verifiers, reward=kind))
+    coded = coded_in_rewards(switch == "true")
+    return RubricReward(RubricScorer.from_pretrained(model, device=device, use_verifiers=coded, reward=kind))

@@ -71,7 +71,7 @@ from rubric_data.errors import UserError
 from rubric_data.files import start_run, write_json, write_text
 from rubric_data.io import load_data
 from rubric_data.judges import Judge
-from rubric_data.programmatic import CodeFirst, is_coded_veto, is_programmatic
+from rubric_data.programmatic import CodeFirst, coded_in_rewards, is_coded
 from rubric_data.verifiers import check_verifiers
 
 _COUNTS = (
@@ -192,17 +192,15 @@ def load(config: RlConfig) -> Cast:
     if config.use_verifiers:
         check_verifiers(records)
     criteria = [criterion for prompt in (*training, *held_out) for criterion in prompt.rubric.criteria]
-    coded = is_programmatic if config.use_verifiers else is_coded_veto
-    by_code = sum(map(coded, criteria))
+    coded = coded_in_rewards(config.use_verifiers)
+    by_code = sum(is_coded(criterion, coded) for criterion in criteria)
     if config.use_verifiers:
         warn_if_code_answers_all(config.data, criteria)
     device = str(processes().device)
     tokenizer = load_tokenizer(config.policy)
     for prompt in (*training, *held_out):
         render_chat(tokenizer, prompt.prompt)  # or the chat template would refuse it in the middle of the run
-    scorer = RubricScorer.from_pretrained(
-        config.reward_model, device=device, use_verifiers=config.use_verifiers or "vetoes", reward=config.reward
-    )
+    scorer = RubricScorer.from_pretrained(config.reward_model, device=device, use_verifiers=coded, reward=config.reward)
     scorer.check(prompt.rubric for prompt in (*training, *held_out))
     if config.aggregation.pessimism and not scorer.tells_doubt:
         raise UserError(NO_POSTERIOR)

@@ -15,7 +15,7 @@ from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, json_number, start_run, write_json, write_text
 from rubric_data.io import load_data, write_judged
 from rubric_data.pairs import REWARD_DECIMALS
-from rubric_data.programmatic import load_verdicts
+from rubric_data.programmatic import coded_in_rewards, load_verdicts
 from rubric_data.records import JudgedResponse
 from rubric_data.selection import REASONS, Choice, choose_prompts
 from rubric_data.verifiers import check_verifiers
@@ -124,7 +124,7 @@ def _scorer(config: FilterConfig, records: Sequence[JudgedResponse]) -> "RubricS
         config.reward_model,
         device="cuda" if torch.cuda.is_available() else "cpu",
         tokens_per_batch=config.tokens_per_batch,
-        use_verifiers=config.use_verifiers or "vetoes",  # as RL pays, which the prompts are for
+        use_verifiers=coded_in_rewards(config.use_verifiers),  # which the prompts are for
     )
 
 

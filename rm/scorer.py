@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from rm.scores import SUFFIXES, write_scores
 from rubric_data.errors import UserError
 from rubric_data.files import refuse_existing
 from rubric_data.io import load_data
-from rubric_data.programmatic import is_coded_veto
+from rubric_data.programmatic import Coded, is_coded
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
 from rubric_data.verifiers import Check, check_verifiers, prepare
@@ -136,7 +136,7 @@ class RubricScorer:
         *,
         tokens_per_batch: int = 8192,
         cache_tokens: int = 0,
-        use_verifiers: bool | Literal["vetoes"] = True,
+        use_verifiers: Coded = True,
         reward: RewardKind = "proxy",
         posterior: Posterior | None = None,
         keep_features: bool = False,
@@ -172,7 +172,7 @@ class RubricScorer:
         attention: str = "auto",
         tokens_per_batch: int = 8192,
         cache_tokens: int = 0,
-        use_verifiers: bool | Literal["vetoes"] = True,
+        use_verifiers: Coded = True,
         reward: RewardKind = "proxy",
         calibration: Calibration | None = None,
         keep_features: bool = False,
@@ -259,9 +259,8 @@ class RubricScorer:
         """Who answers each criterion: its check, or the model (None)."""
         found: list[Check | None] = []
         for criterion in rubric.criteria:
-            coded = is_coded_veto(criterion) if self._use_verifiers == "vetoes" else self._use_verifiers
             try:
-                verifier = criterion.verifier if coded else None
+                verifier = criterion.verifier if is_coded(criterion, self._use_verifiers) else None
                 found.append(None if verifier is None else prepare(verifier))
             except UserError as error:
                 raise UserError(f"criterion {criterion.id!r}: {error}") from None

@@ -6,6 +6,8 @@ Owns which criteria these are and how code's verdicts stand beside a judge's; th
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from rubric_data.ledger import Ledger
 from rubric_data.records import Criterion, JudgedResponse, Verdict
 from rubric_data.verifiers import VerifierJudge, check_verifiers
 
+Coded = bool | Literal["vetoes"]  # whether code answers what it can: all of it, nothing, or vetoes alone
 _BATCH = 1024  # responses; a check costs less than the ledger's flush to the disk
 
 
@@ -39,13 +42,18 @@ def is_for_judge(criterion: Criterion) -> bool:
     return criterion.verifier is None
 
 
-def is_coded_veto(criterion: Criterion) -> bool:
-    """Whether ``criterion`` is a veto that code can answer.
+def coded_in_rewards(use_verifiers: bool) -> Coded:
+    """Which criteria code answers where a policy is paid: all that it can, or without ``use_verifiers`` vetoes alone.
 
-    It stands for something that a reward model was fooled by, so in a reward code answers it even where the model is
-    asked all else.
+    A veto stands for something that a reward model was fooled by, so code answers it even where the model is asked
+    all else.
     """
-    return criterion.veto and is_programmatic(criterion)
+    return True if use_verifiers else "vetoes"
+
+
+def is_coded(criterion: Criterion, which: Coded) -> bool:
+    """Whether code answers ``criterion``, of those that it can ``which``."""
+    return is_programmatic(criterion) and (criterion.veto if which == "vetoes" else which)
 
 
 def answer_by_code(
@@ -81,15 +89,15 @@ def require_verdicts(name: str, records: Iterable[JudgedResponse]) -> None:
 
 
 class CodeFirst:
-    """A judge that answers ``coded`` criteria by code, all with a verifier unless told, and hands others to ``judge``.
+    """A judge that answers `is_coded` criteria by code, all with a verifier unless told, and hands others to ``judge``.
 
     Every verdict names who gave it. To label through a ledger, where it should stand under that name too, call
     `answer_by_code` and then `label` instead.
     """
 
-    def __init__(self, judge: Judge, coded: Callable[[Criterion], bool] = is_programmatic) -> None:
+    def __init__(self, judge: Judge, which: Coded = True) -> None:
         self._judge = judge
-        self._coded = coded
+        self._coded = partial(is_coded, which=which)
         self._code = VerifierJudge()
         self.name = f"{self._code.name}+{judge.name}"
         self.template = f"{self._code.template}+{judge.template}"

@@ -5,7 +5,7 @@ from rubric_data.errors import UserError
 from rubric_data.judges import JudgeRequest, masked_verdicts
 from rubric_data.labelling import label
 from rubric_data.ledger import Ledger, verdict_key
-from rubric_data.programmatic import CodeFirst, answer_by_code, is_coded_veto, is_for_judge
+from rubric_data.programmatic import CodeFirst, answer_by_code, is_for_judge
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict, Verifier
 from rubric_data.verifiers import VerifierJudge
 
@@ -87,7 +87,7 @@ def test_one_judge_in_front_of_another_asks_it_what_code_cannot_answer():
     assert "verifier" in judge.name and "model" in judge.name and judge.template.endswith("v1")
     assert judge.judge([requests[1]]) == verdicts[1:2]  # nothing left to ask, so nobody is
     guard = ASKS.model_copy(update={"veto": True})
-    (row,) = CodeFirst(model, is_coded_veto).judge([JudgeRequest("p", "Take 3.", (DIGIT, guard))])
+    (row,) = CodeFirst(model, "vetoes").judge([JudgeRequest("p", "Take 3.", (DIGIT, guard))])
     assert [(v.criterion_id, v.value, v.judge) for v in row] == [("digit", 0.25, "model"), ("asks", 1.0, "verifier")]
 
 
