@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.record import RESULTS, ROOT
+from benchmarks.record import RESULTS, ROOT, running_mean
 from rm.page import BLUE, GREY, ORANGE
 
 FOLDER = ROOT / "docs" / "figures"
@@ -29,11 +29,6 @@ REWARDS = {"gold": "black", "tail": BLUE, "base": ORANGE, "off_policy": RED, "bt
 _OURS = ("model", "tail", "model (raw)")  # predictors that are no baselines
 
 Record = dict[str, Any]
-
-
-def running_mean(values: Sequence[float], width: int = SMOOTH) -> np.ndarray:
-    """Means over each ``width`` neighbours, (len - width + 1,)."""
-    return np.convolve(np.asarray(values, float), np.ones(width) / width, "valid")
 
 
 def learning_curves(*records: Record) -> Figure:
@@ -93,7 +88,8 @@ def seesaw(record: Record) -> Figure:
     figure = Figure(figsize=(8.4, 3.0), layout="constrained", facecolor="white")
     ax = figure.subplots()
     names = [name for name in record["spread"] if name != "start"]
-    for family, colour, shift in (("form", BLUE, -0.12), ("free", ORANGE, 0.12)):
+    families = next(iter(record["seeds"].values()))["start"]
+    for family, colour, shift in zip(families, (BLUE, ORANGE), (-0.12, 0.12), strict=True):
         for place, name in enumerate(names):
             gains = [seed[name][family] - seed["start"][family] for seed in record["seeds"].values()]
             ax.plot([place + shift] * len(gains), gains, ".", color=colour, label=family if place == 0 else None)
@@ -117,7 +113,7 @@ def planted_exploit(record: Record) -> Figure:
         length = len(seeds[0]["undefended"][key])
         for name, colour, after in (("undefended", ORANGE, 0), ("defended", BLUE, 0), ("recovered", GREEN, length)):
             if all(name in seed for seed in seeds):
-                _lines(ax, [running_mean(seed[name][key]) for seed in seeds], colour, name, after)
+                _lines(ax, [running_mean(seed[name][key], SMOOTH) for seed in seeds], colour, name, after)
         ax.set(xlabel=f"update (means over {SMOOTH})", ylabel=label, ylim=(0, 1))
         ax.legend(frameon=False)
     return figure

@@ -31,6 +31,11 @@ def spread(samples: Sequence[float]) -> dict[str, float | int]:
     return {"n": values.size, "median": median, "q1": q1, "q3": q3, "min": low, "max": high}
 
 
+def running_mean(values: Sequence[float], width: int) -> np.ndarray:
+    """Means over each ``width`` neighbours, (len - width + 1,)."""
+    return np.convolve(np.asarray(values, float), np.ones(width) / width, "valid")
+
+
 def write_record(
     name: str,
     *,

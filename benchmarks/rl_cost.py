@@ -11,7 +11,6 @@ over all steps but the first.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from benchmarks.commands import options, run
 from benchmarks.record import ROOT, spread, write_findings
+from policy.run_folder import read_run
 from rubric_data.io import load_data, write_judged
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from tests.rubric_data.served import Served
@@ -85,7 +85,7 @@ def measure(method: str, who: str, data: Path, reward_model: str) -> dict[str, A
         with judge_options(who) as judge:
             settings = {"reward_model": reward_model, "data": data, **OPTIONS, **METHODS[method], **judge}
             run(folder, method, *options(settings))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()][1:]
+    rows = read_run(folder).rows[1:]
     return {
         "seconds": spread([row["seconds"] for row in rows]),
         "reward_seconds": spread([row["reward_seconds"] for row in rows]),

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from benchmarks import peers
 from benchmarks.commands import SMALL_GRPO, calibrate, call, once, options
-from benchmarks.record import ROOT, spread, write_findings
+from benchmarks.record import ROOT, running_mean, spread, write_findings
+from policy.run_folder import read_run
 from rm import forecast, metrics
 from rm.scores import read_any_scores
 from rm.sides import number_texts
@@ -161,11 +162,10 @@ def grpo(seed: int, models: dict[str, Path], name: str) -> dict[str, Any]:
         **GRPO,
     }
     once(folder, "result.json", "grpo", *options(settings))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     held_out = {key: result[key] for key in ("gold_before", "gold_after", "gold_gain", "proxy_gain", "kl_final")}
     criteria = result["criteria"] / (result["prompts_trained"] + result["prompts_evaluated"])  # of a response
-    return {**read_log(rows), "held_out": held_out, "criteria": round(criteria, 3)}
+    return {**read_log(read_run(folder).rows), "held_out": held_out, "criteria": round(criteria, 3)}
 
 
 def read_log(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -173,10 +173,8 @@ def read_log(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Budgets are read off at the first mean whose KL is there, None where the run did not get as far.
     """
-    values = {key: np.array([row[key] for row in rows], float) for key in ("kl", "reward/gold", "reward/proxy")}
     width = min(SMOOTH, len(rows))
-    kernel = np.ones(width) / width
-    kl, gold, proxy = (np.convolve(values[key], kernel, "valid") for key in ("kl", "reward/gold", "reward/proxy"))
+    kl, gold, proxy = (running_mean([row[key] for row in rows], width) for key in ("kl", "reward/gold", "reward/proxy"))
     peak = int(gold.argmax())
     at: dict[str, float | None] = {}
     for budget in BUDGETS:

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import figures, planted_exploit, seesaw
 from benchmarks.planted_exploit import MARK, about_the_mark, charmed, share
+from benchmarks.record import running_mean
 from rubric_data.files import write_json
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict, Verifier
 
@@ -58,7 +59,7 @@ def test_the_figures_are_drawn_from_the_records(tmp_path):
         write_json(tmp_path / f"{record}.json", {"seeds": {"0": learnt}})
     drawn = figures.draw(tmp_path / "figures", tmp_path)
     assert len(drawn) == 4 and all(path.stat().st_size > 10_000 for path in drawn)
-    assert figures.running_mean([1, 2, 3, 4, 5]).tolist() == [2.5, 3.5]
+    assert running_mean([1, 2, 3, 4, 5], 4).tolist() == [2.5, 3.5]
 
 
 def test_the_best_baseline_is_none_of_ours():
