@@ -9,10 +9,10 @@
 Reads ../shared/data. For each data set and seed: train, calibrate, audit, in runs/distil/<data>-<seed>; `--beside`
 puts the same with a tail stage or with a part changed (`VARIANTS`), the peers of `benchmarks.peers`, and one model
 trained on all data sets into the same table. <data>-small takes `_SMALL` steps and fewer prompts held out, where parts
-are compared over seeds. Of <data>-half, small too, training reads half the generators, of <data>-rest the others, so
-that between them each generator is once seen and once unseen. What is finished is not done again and a killed training
-goes on, so the command may be given at any time. With `--split test`, which is for the end, the record
-benchmarks/results/distil-<data>-<beside>.json is written.
+are compared over seeds, and leaves out the model before its training. Of <data>-half, small too, training reads half
+the generators, of <data>-rest the others, so that between them each generator is once seen and once unseen. What is
+finished is not done again and a killed training goes on, so the command may be given at any time. With `--split test`,
+which is for the end, the record benchmarks/results/distil-<data>-<beside>.json is written.
 """
 
 import argparse
@@ -109,7 +109,8 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
     audit = folder / "-".join(["audit", split, *others])
     if not (audit / "audit.json").exists():
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
-        call("audit", "--model", ours, "--data", file, "--output", audit, "--split", split, *named)
+        settings = {"model": ours, "data": file, "output": audit, "split": split, "zero_shot": str("-" not in data).lower()}
+        call("audit", *options(settings), *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
 
 
@@ -135,7 +136,7 @@ def source(data: str) -> Path:
         return DATA / f"{name}.parquet"
     path = RUNS / f"{data}.parquet"
     if not path.exists():
-        records = _kept(read_judged(DATA / f"{name}.parquet"), cut)
+        records = kept(read_judged(DATA / f"{name}.parquet"), cut)
         write_judged(path, records if part in ("", "small") else _of_half(records, part == "half"))
     return path
 
@@ -145,12 +146,12 @@ def _source_of_all() -> Path:
     path = RUNS / "all.parquet"
     if not path.exists():
         cuts = {data: {**_SMALL_CUT, "train": share} for data, share in _SHARES.items()}
-        records = [record for data, cut in cuts.items() for record in _kept(read_judged(DATA / f"{data}.parquet"), cut)]
+        records = [record for data, cut in cuts.items() for record in kept(read_judged(DATA / f"{data}.parquet"), cut)]
         write_judged(path, records)
     return path
 
 
-def _kept(records: Sequence[JudgedResponse], cut: Cut) -> list[JudgedResponse]:
+def kept(records: Sequence[JudgedResponse], cut: Cut) -> list[JudgedResponse]:
     """The prompts and responses of each split that ``cut`` leaves; of a split that it does not name, all.
 
     They come first by a hash; of training responses half are the judge's best and half its worst, whose verdicts tell

@@ -3,8 +3,8 @@
     python -m benchmarks.signal_noise --data mrbench realsumm       what is done is not done again
 
 For each data set three recipes of `benchmarks.distil`, small: ours, without the pairwise loss, and with a head that
-starts at random; a checkpoint every `EVERY` steps. `snr` reads the last and the first half of them on the validation
-prompts that `benchmarks.distil` leaves of it in small: what is recommended here was not chosen on a test split.
+starts at random; a checkpoint every `EVERY` steps. `snr` reads the last and the first half of them on a part of the
+validation split (`READ`): what is recommended here was not chosen on a test split.
 
 Folders in runs/signal-noise, the record in benchmarks/results/signal-noise-<data>.json.
 """
@@ -16,19 +16,23 @@ from contextlib import nullcontext
 from typing import Any
 
 from benchmarks.commands import once, options
-from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads, source
+from benchmarks.distil import DATA, DATA_SETS, RECIPES, VARIANTS, cold_heads, kept, source
 from benchmarks.record import ROOT, write_findings
+from rubric_data.io import read_judged, write_judged
 
 RUNS = ROOT / "runs" / "signal-noise"
 NAMES = ("base", "no_pairs", "cold_head")
 STEPS, EVERY = 24, 4
 KEPT = {"max_steps": STEPS, "eval_steps": EVERY, "eval_trees": 4, "keep_checkpoints": 0, "patience": STEPS}
 HALF = STEPS // EVERY // 2  # checkpoints
+READ = (12, 6)  # validation prompts, and responses to each, that every checkpoint reads
 
 
 def panel(data: str, seed: int) -> dict[str, Any]:
     """The content of snr.json for one data set, its runs trained or gone on with."""
-    folder, file = RUNS / data, source(f"{data}-small")
+    folder, file = RUNS / data, RUNS / f"{data}.parquet"
+    if not file.exists():
+        write_judged(file, kept(read_judged(source(data)), {"validation": READ}))
     for name in NAMES:
         settings = {"data": file, "seed": seed, **RECIPES[data], **VARIANTS.get(name, {}), **KEPT}
         with cold_heads() if name == "cold_head" else nullcontext():
@@ -58,7 +62,7 @@ def main() -> None:
         sys.exit(f"{DATA}: the judged responses are not there, and nothing can be trained")
     for data in arguments.data:
         found = summary(panel(data, arguments.seed))
-        config = {"data": data, "seed": arguments.seed, "recipes": NAMES, "train": RECIPES[data] | KEPT}
+        config = {"data": data, "seed": arguments.seed, "recipes": NAMES, "read": READ, "train": RECIPES[data] | KEPT}
         write_findings(f"signal-noise-{data}", config, found)
         print(f"{data}: {found['recommendation']['text']}")
 

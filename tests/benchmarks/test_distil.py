@@ -27,11 +27,11 @@ def records(splits=("train", "validation", "test"), prompts=5, generators=7):
 
 
 def test_a_cut_leaves_so_many_prompts_with_so_many_responses_and_the_other_splits_whole():
-    kept = distil._kept(records(), {"validation": (2, 3), "test": (9, 4)})
+    kept = distil.kept(records(), {"validation": (2, 3), "test": (9, 4)})
     sizes = {split: [one.prompt_id for one in kept if one.split == split] for split in ("train", "validation", "test")}
     assert {split: len(names) for split, names in sizes.items()} == {"train": 35, "validation": 6, "test": 20}
     assert len(set(sizes["validation"])) == 2 and len(set(sizes["test"])) == 5
-    assert distil._kept(list(reversed(records())), {"validation": (2, 3)})[-6:] == [
+    assert distil.kept(list(reversed(records())), {"validation": (2, 3)})[-6:] == [
         one for one in kept if one.split == "validation"
     ]  # by a hash, whatever the order
 
@@ -44,9 +44,9 @@ def test_training_keeps_the_best_and_the_worst():
         )
         for one, value in zip(records(("train",), 1), values, strict=True)
     ]
-    kept = distil._kept(some, {"train": (1, 4)})
+    kept = distil.kept(some, {"train": (1, 4)})
     assert [one.values()[0] for one in kept] == [0.1, 0.4, 0.9, 1.0]
-    assert len(distil._kept(some, {"train": (1, 9)})) == 7
+    assert len(distil.kept(some, {"train": (1, 9)})) == 7
 
 
 def test_two_halves_of_the_generators_see_each_of_them_once():
