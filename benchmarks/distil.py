@@ -109,8 +109,8 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
     audit = folder / "-".join(["audit", split, *others])
     if not (audit / "audit.json").exists():
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
-        settings = {"model": ours, "data": file, "output": audit, "split": split, "zero_shot": str("-" not in data).lower()}
-        call("audit", *options(settings), *named)
+        asked = options({"model": ours, "data": file, "output": audit, "split": split})
+        call("audit", *asked, "--zero_shot", str("-" not in data).lower(), *named)
     return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
 
 
