@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 PEERS = ("bt", "any2jev")
 BESIDE = ("tail", *VARIANTS, "all", *PEERS)
 
-_COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 0.1, "patience": 20}
+_COMMON = {"tokens_per_batch": 4400, "lora_layers": 20, "learning_rate": 1.5e-3, "pairwise_weight": 1.0, "patience": 20}
 # a training costs what it reads: .6 to 1 million tokens, twenty minutes to half an hour on one thread
 RECIPES: dict[str, dict[str, Any]] = {
     # the criteria ask about the summary alone: of the article, whatever room is left
