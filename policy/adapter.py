@@ -25,6 +25,7 @@ from policy.step_rewards import StepRewards
 from rm.scorer import Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Rubric
+from rubric_data.reward import rubric_reward
 
 
 class Scorer(Protocol):
@@ -38,7 +39,7 @@ class Rollout:
     """One response of the policy as the reward model saw it.
 
     ``tokens`` counts the end token; ``finished``: whether the response has one. ``paid`` is what the trainer gets, NaN
-    for nothing: `reward`, unless the aggregation says otherwise or a judge was asked (`policy.fallback`).
+    for nothing: the scorer's reward, unless the aggregation says otherwise or a judge was asked (`policy.fallback`).
     ``seconds``: its share of the time that rewarding its batch took.
     """
 
@@ -66,8 +67,8 @@ class Rollout:
 
     @property
     def reward(self) -> float:
-        """The reward model's, in [0, 1]; NaN where it gave none."""
-        return self.scored.own.reward
+        """The proxy: the rubric's weighted mean of the reward model's answers, in [0, 1]; NaN where it gave none."""
+        return rubric_reward(self.prompt.rubric, self.scored.own.probs)
 
     @property
     def doubt(self) -> float:

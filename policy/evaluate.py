@@ -83,7 +83,9 @@ def evaluate_policy(
         prompts=list(prompts),
         completions=completions,
         gold_PS=np.reshape([gold_reward(prompt.rubric, own) for prompt, own in zip(asked, gold, strict=True)], shape),
-        proxy_PS=np.reshape([item.reward for item in scored], shape),
+        proxy_PS=np.reshape(
+            [rubric_reward(one.rubric, own.probs) for one, own in zip(asked, scored, strict=True)], shape
+        ),
         tokens_PS=np.reshape([len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts], shape),
     )
 

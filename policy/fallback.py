@@ -11,6 +11,7 @@ from typing import Any
 from policy.adapter import Rollout
 from policy.config import RlConfig
 from policy.reward import RubricScoring
+from policy.step_rewards import StepRewards
 from rm.fallback import FallbackScorer
 from rm.scorer import RubricScorer
 from rubric_data.errors import UserError
@@ -35,12 +36,20 @@ def check_fallback(config: RlConfig) -> None:
             "fallback_budget: the verifier judge knows what code has answered already; choose another --judge, or set "
             "use_verifiers to false"
         )
+    if config.aggregation.dropout:
+        raise UserError(
+            "fallback_budget: aggregation.dropout leaves out criteria that the judge would be paid for; leave one of "
+            "the two out"
+        )
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise UserError(f"fallback_budget: {processes} processes would each spend it; train in one, or leave it out")
 
 
-def payer(config: RlConfig, scorer: RubricScorer, judge: Judge) -> RubricScoring:
-    """What the policy is paid by: ``scorer``, with ``judge`` to fall back on where there is a budget for it."""
+def payer(config: RlConfig, scorer: RubricScorer, judge: Judge, rewards: StepRewards) -> RubricScoring:
+    """What the policy is paid by: ``scorer``, with ``judge`` to fall back on where there is a budget for it.
+
+    Of the answers it asks for those that move what ``rewards`` pays.
+    """
     if config.fallback_budget is None:
         return scorer
     return FallbackScorer(
@@ -49,6 +58,7 @@ def payer(config: RlConfig, scorer: RubricScorer, judge: Judge) -> RubricScoring
         width=config.fallback_width,
         budget=config.fallback_budget,
         responses=config.steps * config.batch_size,
+        worth=rewards.worth,
     )
 
 

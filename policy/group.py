@@ -9,6 +9,7 @@ Several processes: `torchrun --nproc_per_node 2 -m policy.cli grpo ...`; see `po
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def run_rloo(config: RlooConfig) -> dict[str, Any]:
 
 def _run(config: GrpoConfig | RlooConfig) -> dict[str, Any]:
     check_groups(config)
-    return run_by(config, build_trainer, describe)
+    return run_by(config, build_trainer, partial(describe, masked=config.mask_unfinished))
 
 
 def run_by(
@@ -212,12 +213,16 @@ def run_settings(config: RlConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def describe(logs: dict[str, float], rollouts: Sequence[Rollout]) -> Row:
-    """What GRPO and RLOO alone can tell of an update; ``logs`` is TRL's own, whose KL and entropy are per token."""
+def describe(logs: dict[str, float], rollouts: Sequence[Rollout], *, masked: bool) -> Row:
+    """What GRPO and RLOO alone can tell of an update; ``logs`` is TRL's own, whose KL and entropy are per token.
+
+    Where unfinished rollouts are ``masked`` TRL's means leave them out: of an update with such there is no KL.
+    """
     tokens = sum(rollout.tokens for rollout in rollouts) / len(rollouts)
+    told = {} if masked and not all(rollout.finished for rollout in rollouts) else logs
     return {
-        "kl": number_of(logs.get("kl"), tokens),
-        "entropy": number_of(logs.get("entropy"), tokens),
+        "kl": number_of(told.get("kl"), tokens),
+        "entropy": number_of(told.get("entropy"), tokens),
         "same_reward_share": number_of(logs.get("frac_reward_zero_std")),
         "grad_norm": number_of(logs.get("grad_norm")),
     }

@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> Run:
     """The run in ``folder``, which may still be going on. Raises UserError if there is none, or no update of it."""
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file() or not (folder / METRICS).is_file():
-        raise UserError(f"{folder}: holds no run of ppo, grpo or rloo; give the folder that was its --output")
+        raise UserError(f"{folder}: holds no run of ppo, grpo, rloo or online-dpo; give the folder that was its --output")
     rows = [row for _, row in _whole_lines(folder / METRICS)]
     if not rows:
         raise UserError(f"{folder / METRICS}: has no update yet; wait until the first has ended")
@@ -102,12 +102,13 @@ def _read_rollouts(folder: Path) -> list[JudgedRollout]:
 
 def _rollout(record: JudgedResponse, row: dict[str, Any]) -> JudgedRollout:
     values = record.values()
+    probs = np.array([_number(one["probability"]) for one in row["criteria"]])
     return JudgedRollout(
         step=update_of(record.response_id),
         record=record,
-        proxy=_number(row["reward"]),
+        proxy=rubric_reward(record.rubric, probs),
         gold=rubric_reward(record.rubric, values),
-        probs=np.array([_number(one["probability"]) for one in row["criteria"]]),
+        probs=probs,
         verdicts=np.array(values),
     )
 

@@ -211,7 +211,7 @@ def load(config: RlConfig) -> Cast:
         judge = CodeFirst(judge, coded)
     dtype = native_dtype(device) if config.lora_rank else torch.float32  # bfloat16 would lose what an update adds
     model = load_causal_lm(config.policy, dtype=dtype).to(device)
-    paying = payer(config, scorer, judge)
+    paying = payer(config, scorer, judge, rewards)
     return Cast(training, held_out, tokenizer, scorer, paying, rewards, judge, model, len(criteria), by_code)
 
 

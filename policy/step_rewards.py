@@ -11,6 +11,7 @@ import numpy as np
 from policy.aggregation import build_aggregate, kept_criteria, pessimistic
 from policy.config import AggregationConfig
 from rm.posterior import slope_std
+from rm.routing import values
 from rm.scorer import Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric
@@ -68,6 +69,23 @@ class StepRewards:
         if self._config.headroom:
             self._saturation.add(rubrics, scored)
         return paid
+
+    def worth(self, rubric: Rubric, probs_K: np.ndarray, width_K: np.ndarray) -> np.ndarray:
+        """By how much the aggregate moves as each answer alone goes through its width, (K,) >= 0; 0 of unknown ones.
+
+        With the defaults `rm.routing.values`. Dropout and pessimism have no part in it.
+        """
+        if is_default(self._config):
+            return values(rubric, probs_K, width_K)
+        saturation_K = self._saturation.of(rubric) if self._config.headroom else None
+
+        def moved(place: int) -> float:
+            ends_2K = np.repeat(probs_K[None], 2, axis=0)
+            ends_2K[:, place] = np.clip(probs_K[place] + np.array([-0.5, 0.5]) * width_K[place], 0, 1)
+            low, high = (self.aggregate(rubric, row_K, saturation_K) for row_K in ends_2K)
+            return abs(high - low)
+
+        return np.nan_to_num([moved(place) for place in range(len(probs_K))])
 
     def _paid(self, rubric: Rubric, item: Scored, group: str, step: int) -> float:
         config, probs_K = self._config, item.probs

@@ -17,7 +17,7 @@ ERROR = 0.05  # of a `Trend`, over all its looks; 1 - coverage of `GoldEstimate.
 _UNIFORM = 0.5  # share of the draw that goes to all rollouts alike; the rest to the tail and to doubt
 _TAIL = 0.25  # top share of the proxy's rewards
 _ENOUGH = 30  # judged rollouts before `Slope` believes what it sees
-_HALF_RANGE = 0.5  # of a reward
+_RANGE = 1.0  # of a reward
 
 
 def inclusion(size: int, proxy_N: np.ndarray, doubt_N: np.ndarray) -> np.ndarray:
@@ -67,8 +67,14 @@ class GoldEstimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % of the mean gold reward, by Student's t."""
-        reach = -stdtrit(self.degrees, ERROR / 2) * math.sqrt(self.variance) if self.degrees else math.nan
+        """95 % of the mean gold reward, by Student's t.
+
+        One more prompt that is off by half the range is added, as no difference among a few says little.
+        """
+        if not self.degrees:
+            return math.nan, math.nan
+        variance = self.variance + _slack(self.degrees + 1, _RANGE / 2)
+        reach = -stdtrit(self.degrees, ERROR / 2) * math.sqrt(variance)
         return self.gold - reach, self.gold + reach
 
 
@@ -84,8 +90,7 @@ def estimate_gold(
 
     The variance is over both draws, of rollouts from the policy and of the judged from them, with prompts as clusters:
     P/(P-1) times the sum over prompts of squared sums of (psi - mean psi) / N. psi is lambda p + b, for the judged with
-    weight (g - lambda p - b) on top; b is the weighted mean of g - lambda p. P counts judged prompts, and one more that
-    is off by half the range is added, as no difference among a few says little.
+    weight (g - lambda p - b) on top; b is the weighted mean of g - lambda p. P counts judged prompts.
     """
     judged_N = ~np.isnan(gold_N)
     prompts = len(np.unique(prompt_N[judged_N]))
@@ -168,13 +173,14 @@ class Trend:
     Ramdas 2022 (arXiv:2110.06177), with the best stretch of the run itself in the place of the source.
 
     Fewer looks than planned waste error, more raise ValueError. The limits are as good as Student's t is for a mean
-    over an update's prompts.
+    over the prompts of a window; one more prompt that is off by the whole range is added to each window, since far out
+    in its tails, where the shared error is, t trusts prompts that happen to agree too much.
     """
 
     def __init__(self, looks: int, error: float = ERROR) -> None:
         self._planned = looks
         self._level = error / (2 * sum(len(_lengths(look)) for look in range(1, looks + 1)))
-        self._looks: list[tuple[int, float, float, float]] = []  # update, mean, variance, variance^2 / degrees
+        self._looks: list[tuple[int, float, float, int]] = []  # update, mean, variance, degrees
         self._best: list[Window] = []  # by look: of all windows up to it, the one with the highest lower limit
 
     @property
@@ -186,7 +192,7 @@ class Trend:
         """Look once more; the windows with the widest gap between them, if the mean has fallen."""
         if len(self._looks) == self._planned:
             raise ValueError(f"Trend: planned for {self._planned} looks, got one more")
-        self._looks.append((update, mean, variance, variance**2 / degrees))
+        self._looks.append((update, mean, variance, degrees))
         ending = [self._window(length) for length in _lengths(len(self._looks))]
         falls = [Fall(self._best[-length], window) for length, window in ending if length < len(self._looks)]
         highest = max((window for _, window in ending), key=lambda window: window.low)
@@ -196,10 +202,12 @@ class Trend:
 
     def _window(self, length: int) -> tuple[int, Window]:
         looks = self._looks[-length:]
-        mean, variance, by_degrees = (sum(look[column] for look in looks) for column in (1, 2, 3))
-        degrees = variance**2 / by_degrees  # Satterthwaite's
-        reach = -float(stdtrit(degrees, self._level)) * math.sqrt(variance) / length
-        return length, Window(looks[0][0], looks[-1][0], mean / length, mean / length - reach, mean / length + reach)
+        updates, means, variances, degrees = zip(*looks, strict=True)
+        each = [one + _slack(own + 1, _RANGE) for one, own in zip(variances, degrees, strict=True)]
+        freedom = sum(each) ** 2 / sum(one**2 / own for one, own in zip(each, degrees, strict=True))  # Satterthwaite's
+        variance = sum(variances) / length**2 + _slack(sum(degrees) + length, _RANGE)
+        mean, reach = sum(means) / length, -float(stdtrit(freedom, self._level)) * math.sqrt(variance)
+        return length, Window(updates[0], updates[-1], mean, mean - reach, mean + reach)
 
 
 def _gap(fall: Fall) -> float:
@@ -245,4 +253,9 @@ def _clustered_variance(effect_N: np.ndarray, prompt_N: np.ndarray, judged: int)
         return math.nan
     _, place_N = np.unique(prompt_N, return_inverse=True)
     off_P = np.bincount(place_N, effect_N - effect_N.mean()) / len(effect_N)
-    return float((off_P @ off_P + (_HALF_RANGE / judged) ** 2) * judged / (judged - 1))
+    return float(off_P @ off_P * judged / (judged - 1))
+
+
+def _slack(prompts: int, off: float) -> float:
+    """What one more of ``prompts``, ``off`` from the others' mean, adds to the variance of the mean."""
+    return off**2 / (prompts * (prompts - 1))

@@ -4,7 +4,7 @@ Owns the asking, the budget and the record of what was asked; which answers are 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ _PAID = "SELECT (SELECT count(*) FROM verdicts) + (SELECT count(*) FROM attempts
 class FallbackScorer:
     """Scores as ``scorer``, with the judge's verdicts in the place of some of the model's answers (`Scored.asked`).
 
-    Of the answers that are as wide as ``width`` or wider (`rm.routing.widths`), the most valuable are the judge's.
+    Of the answers that are as wide as ``width`` or wider (`rm.routing.widths`), the most valuable are the judge's:
+    ``worth`` tells by how much the reward may move with each, from rubric, probabilities and widths.
     ``budget``: verdicts that it is asked for in all, those that fail included. It is spread evenly over the
     ``responses`` that will be scored in the run; what earlier ones left is for later ones. Without ``responses`` the
     first call may spend it all. A question that is asked of several responses at once, which are then the same text, is
@@ -32,10 +33,18 @@ class FallbackScorer:
     """
 
     def __init__(
-        self, scorer: RubricScorer, judge: Judge, *, width: float, budget: int, responses: int | None = None
+        self,
+        scorer: RubricScorer,
+        judge: Judge,
+        *,
+        width: float,
+        budget: int,
+        responses: int | None = None,
+        worth: Callable[[Rubric, np.ndarray, np.ndarray], np.ndarray] = values,
     ) -> None:
         self._scorer, self._judge = scorer, judge
         self._width, self._budget, self._responses = width, budget, responses
+        self._worth = worth
         self._ledger: Path | None = None
         self._seen = self._asked = self._paid = 0
 
@@ -69,7 +78,7 @@ class FallbackScorer:
         by_key: dict[str, _Question] = {}
         for row, (rubric, scored) in enumerate(zip(rubrics, found, strict=True)):
             width_K = widths(scored)
-            columns = (rubric.criteria, values(rubric, scored.probs, width_K), width_K, scored.probs)
+            columns = (rubric.criteria, self._worth(rubric, scored.probs, width_K), width_K, scored.probs)
             for place, (criterion, value, width, prob) in enumerate(zip(*columns, strict=True)):
                 if not value > 0:
                     continue

@@ -29,7 +29,8 @@ class LengthScorer:
     """Reward = share of 100 letters."""
 
     def score(self, prompts, responses, rubrics):
-        return [Scored(np.zeros(2), np.zeros(2), min(len(text), 100) / 100, 0) for text in responses]
+        shares = [min(len(text), 100) / 100 for text in responses]
+        return [Scored(np.full(2, share), np.zeros(2), math.nan, 0) for share in shares]  # what is paid plays no part
 
 
 class FixedJudge:

@@ -126,13 +126,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_pa
 def test_a_row_of_metrics_by_hand():
     rollouts = [rollout(PROMPT, "a", 0.5), rollout(PROMPT, "b", math.nan, 4, False)]
     logs = {"kl": 0.5, "entropy": 2.0, "frac_reward_zero_std": 0.25, "grad_norm": math.nan}
-    assert describe({**logs, "reward": 0.5}, rollouts) == {
+    assert describe({**logs, "reward": 0.5}, rollouts, masked=False) == {
         "kl": 1.5,
         "entropy": 6.0,
         "same_reward_share": 0.25,
         "grad_norm": None,
     }
-    assert describe({}, rollouts)["kl"] is None  # with kl_coef 0, TRL measures none
+    assert describe({}, rollouts, masked=False)["kl"] is None  # with kl_coef 0, TRL measures none
+    hidden = describe(logs, rollouts, masked=True)  # the second never ends: TRL's means leave its tokens out
+    assert (hidden["kl"], hidden["entropy"], hidden["same_reward_share"]) == (None, None, 0.25)
+    ended = [rollouts[0], rollout(PROMPT, "b", math.nan, 4, True)]
+    assert describe(logs, ended, masked=True)["kl"] == 1.5
 
 
 def test_rollouts_are_paid_by_prompt_and_update_and_kept_until_taken():

@@ -54,7 +54,7 @@ def test_criteria_by_change_and_by_side(ended):
     assert (b.name, b.first, b.last) == ("b", 0.9, pytest.approx(0.2))
     assert (a.name, a.first, a.last, a.change) == ("a", pytest.approx(0.05), pytest.approx(0.55), pytest.approx(0.5))
     assert [(one.name, one.answers, one.model, one.judge) for one in criterion_sides(ended.rollouts)] == [
-        ("plain 1", 12, pytest.approx(0.5), 0.0),
+        ("plain 1", 12, pytest.approx(0.4875), 0.0),
         ("plain 0", 12, pytest.approx(0.9), 1.0),
     ]
 
@@ -202,7 +202,7 @@ def test_the_command(tmp_path, capsys):
     for arguments, message in (
         (both, "say where: --output page.html"),
         ([*both, "--output", output], "exists already"),
-        (["page", "--runs", f"[{tmp_path}]"], "holds no run of ppo, grpo or rloo"),
+        (["page", "--runs", f"[{tmp_path}]"], "holds no run of ppo, grpo, rloo or online-dpo"),
         (["page", "--runs", "[]"], "needs a run folder at least"),
     ):
         assert main(arguments) == 2

@@ -71,8 +71,8 @@ def test_an_estimate_by_hand():
     bias = -0.2 / 3
     psi = np.array([0.4 + bias + 4 / 3 * (-0.2 - bias), 0.6 + bias, 0.8 + bias, 0.6 + bias + 8 / 3 * -bias])
     squares = ((psi - psi.mean()) ** 2).sum() / 16
-    assert found.variance == pytest.approx(2 * (squares + 0.25**2))  # and half the range over 2 judged prompts
-    half = 12.706 * math.sqrt(found.variance)  # Student's t with one degree
+    assert found.variance == pytest.approx(2 * squares)
+    half = 12.706 * math.sqrt(2 * (squares + 0.25**2))  # Student's t with one degree; half the range over 2 prompts
     assert found.interval == pytest.approx((found.gold - half, found.gold + half), rel=1e-4)
 
 
@@ -82,7 +82,7 @@ def test_where_all_are_judged_it_is_their_mean_whatever_the_proxy_says():
     for slope in (0.0, 0.4, 1.0):
         found = estimate_gold(np.array([0.9, 0.9, np.nan, 0.1]), gold, ones, prompts, slope)
         assert found.gold == pytest.approx(0.5)
-        assert found.variance == pytest.approx(2 * 0.25**2)  # both prompts have the same mean: what is added alone
+        assert found.variance == pytest.approx(0)  # both prompts have the same mean
     assert estimate_gold(ones, gold, ones, prompts).divergence == pytest.approx(0.5)
 
 
@@ -170,6 +170,14 @@ def test_a_trend_by_hand():
         trend.add(5, 0.5, 0.01, many)
 
 
+def test_a_window_has_one_more_prompt_that_is_off_by_the_whole_range():
+    trend = Trend(2, error=0.05)  # windows: 1 and 2, so .05 / 6 for each of their limits
+    trend.add(1, 0.6, 0.0, 3)
+    assert trend.best.low == pytest.approx(0.6 - 4.8567 * math.sqrt(1 / (4 * 3)), abs=1e-3)  # t with 3 degrees
+    trend.add(2, 0.6, 0.0, 3)
+    assert trend.best.low == pytest.approx(0.6 - 3.2875 * math.sqrt(1 / (8 * 7)), abs=1e-3)  # with 6, over 8 prompts
+
+
 def test_windows_that_overlap_are_no_decline():
     trend = Trend(2)
     trend.add(1, 0.2, 1e-9, 100)
@@ -194,9 +202,10 @@ def looks(generator, means, *, prompts, size):
 def test_many_looks_raise_few_false_alarms_even_where_rewards_rarely_differ():
     generator = np.random.default_rng(0)
     flat = [looks(generator, [0.5] * 30, prompts=16, size=8) for _ in range(15)]
+    ones = [looks(generator, [0.8] * 30, prompts=16, size=16) for _ in range(15)]
     rare = [looks(generator, [0.97] * 30, prompts=16, size=16) for _ in range(15)]
     rising = [looks(generator, np.linspace(0.2, 0.9, 30), prompts=16, size=8) for _ in range(10)]
-    assert sum(look is not None for look in (*flat, *rare, *rising)) <= 2
+    assert sum(look is not None for look in (*flat, *ones, *rare, *rising)) <= 2
 
 
 def test_a_decline_is_found_after_it_began():
