@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> Run:
     """The run in ``folder``, which may still be going on. Raises UserError if there is none, or no update of it."""
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file() or not (folder / METRICS).is_file():
-        raise UserError(f"{folder}: holds no run of ppo, grpo, rloo or online-dpo; give the folder that was its --output")
+        raise UserError(f"{folder}: holds no run of ppo, grpo, rloo or online-dpo; give its --output")
     rows = [row for _, row in _whole_lines(folder / METRICS)]
     if not rows:
         raise UserError(f"{folder / METRICS}: has no update yet; wait until the first has ended")

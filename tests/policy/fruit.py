@@ -7,8 +7,15 @@ import numpy as np
 from policy.adapter import Rollout
 from rm.scorer import RubricScorer, Scored
 from rubric_data.io import write_judged
-from rubric_data.records import JudgedResponse
+from rubric_data.records import Criterion, JudgedResponse, Rubric, Verifier
 
+# enough criteria for dropout to leave some out
+SIX = Rubric(
+    criteria=(
+        Criterion(id="commas", text="has no comma", verifier=Verifier(name="ifeval:punctuation:no_comma")),
+        *(Criterion(id=f"c{number}", text=f"names fruit {number}") for number in range(5)),
+    )
+)
 UNTIMED = {"seconds": 0, "reward_seconds": 0}  # in the place of what no two runs share
 
 

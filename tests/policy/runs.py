@@ -75,7 +75,10 @@ def rollout(step, place, text, steps):
         split="train",
     )
     reward = 1 / 3 + 0.5 * step / steps
-    answers = [{"criterion_id": "c0", "probability": 0.9}, {"criterion_id": "c1", "probability": (3 * reward - 0.9) / 2}]
+    answers = [
+        {"criterion_id": "c0", "probability": 0.9},
+        {"criterion_id": "c1", "probability": (3 * reward - 0.9) / 2},
+    ]
     return record, {
         "prompt_id": record.prompt_id,
         "response_id": record.response_id,

@@ -8,7 +8,7 @@ import pytest
 from policy import stage
 from policy.adapter import Rollout
 from policy.cli import main
-from policy.config import GrpoConfig
+from policy.config import AggregationConfig, GrpoConfig
 from policy.fallback import asked_row, check_fallback
 from policy.prompts import RubricPrompt
 from rm.scorer import Asked, Scored
@@ -121,6 +121,8 @@ def test_budgets_that_cannot_be_spent_are_refused(monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             check(**options)
+    with pytest.raises(UserError, match="dropout leaves out criteria"):
+        check(judge="local", fallback_budget=1, aggregation=AggregationConfig(dropout=0.3))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes would each spend it"):
         check(judge="local", fallback_budget=1)

@@ -22,7 +22,7 @@ from rm.posterior import Doubt
 from rm.scorer import Scored
 from rubric_data.errors import UserError
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import UNTIMED, read_lines, reward_untrained, rollout, small_run, words, write_fruit
+from tests.policy.fruit import SIX, UNTIMED, read_lines, reward_untrained, rollout, small_run, words, write_fruit
 
 RUBRIC = Rubric(
     criteria=(
@@ -97,6 +97,8 @@ def test_the_option_for_unfinished_rollouts_reaches_trl(method, command, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, command, tmp_path, monkeypatch):
+    six = write_fruit(tmp_path / "six.jsonl", SIX, ["train"] * 3 + ["test"])
+    command += ["--data", six, "--aggregation.dropout", "0.5"]  # what an update pays depends on its number
     whole, stopped = ([method, *command, "--output", str(tmp_path / name)] for name in ("whole", "stopped"))
     assert main(whole) == 0
     write, wrote = stage.StepLog.on_log, []

@@ -33,7 +33,7 @@ from rubric_data.files import write_text
 from rubric_data.io import read_judged, write_judged
 from rubric_data.programmatic import CodeFirst
 from rubric_data.records import Criterion, Rubric, Verifier
-from tests.policy.fruit import UNTIMED, rollout, write_fruit
+from tests.policy.fruit import SIX, UNTIMED, rollout, write_fruit
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -154,6 +154,8 @@ def without_seconds(rows):
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, monkeypatch):
     config.steps, config.save_steps, config.gold_sample, config.eval_prompts = 3, 1, 6, 1
+    config.data = write_fruit(tmp_path / "six.jsonl", SIX, ["train"] * 4 + ["test"])
+    config.aggregation = AggregationConfig(dropout=0.5)  # what an update pays depends on its number
     whole = ppo.run_ppo(config)
     config.output, config.steps = str(tmp_path / "stopped"), 2
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -67,6 +67,21 @@ def test_pessimism_is_the_mean_less_the_posteriors_own_standard_deviation():
         pay(StepRewards(settings), [scored([0.8, 0.9], PAIR)], PAIR)
 
 
+def test_what_an_answer_is_worth_is_what_it_moves_of_what_is_paid():
+    probs, width = np.array([0.9, 0.5, NAN, 0.5, 0.25, 0.0]), np.array([0.4, 1.0, NAN, 0.0, 0.5, 0.2])
+    plain = StepRewards(AggregationConfig()).worth(RUBRIC, probs, width)
+    assert plain == pytest.approx([3 / 7 * 0.4, 1 / 7, 0, 0, 2 / 7 * 0.5, 1 / 7 * 0.2])
+    overall = Rubric(criteria=(*PAIR.criteria, Criterion(id="o", text="Is good overall.", tags=("overall",))))
+    implicit = StepRewards(AggregationConfig(implicit=True))
+    assert implicit.worth(overall, np.full(3, 0.5), np.ones(3)).tolist() == [0, 0, 1]
+    # saturated: a half more of what is at nothing is worth more than of what is at a half
+    saturated = StepRewards(AggregationConfig(saturation=2.0)).worth(PAIR, np.array([0.25, 0.75]), np.full(2, 0.5))
+    assert saturated[0] > 0.25 > saturated[1] > 0
+    reached = StepRewards(AggregationConfig(headroom=1.0))
+    pay(reached, [scored([1, 0.25], PAIR), scored([0.5, 0.25], PAIR)], PAIR)  # .75 and .25: weights 1 to 3
+    assert reached.worth(PAIR, np.full(2, 0.5), np.full(2, 0.4)) == pytest.approx([0.1, 0.3])
+
+
 def test_headroom_is_that_of_earlier_updates():
     rewards = StepRewards(AggregationConfig(headroom=1.0))
     items = [scored([1, 0.25], PAIR), scored([0.5, 0.25], PAIR)]
