@@ -183,14 +183,16 @@ def turning_kl(gold_PT: np.ndarray, kl_PT: np.ndarray, counts_RP: np.ndarray) ->
     Columns go from the base to the lowest temperature. Infinite where gold is as high at the last as anywhere, NaN
     where no prompt is counted.
     """
-    counted = counts_RP.sum(1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        # rounded, so that the order of a sum does not make a turn of a plateau
-        gold_RT = np.round(counts_RP @ gold_PT / counted, REWARD_DECIMALS)
-        kl_RT = counts_RP @ kl_PT / counted
+    gold_RT, kl_RT = _means(gold_PT, counts_RP), _means(kl_PT, counts_RP)
     rows, best_R = np.arange(len(gold_RT)), gold_RT.argmax(1)
     turns = gold_RT[rows, best_R] > gold_RT[:, -1]
     return np.where(turns | np.isnan(gold_RT[:, 0]), kl_RT[rows, best_R], np.inf)
+
+
+def _means(values_PT: np.ndarray, counts_RP: np.ndarray) -> np.ndarray:
+    """Means over prompts under each row of counts, (R, T); rounded, so that the order of a sum makes no turn."""
+    with np.errstate(invalid="ignore"):
+        return np.round(counts_RP @ values_PT / counts_RP.sum(1, keepdims=True), REWARD_DECIMALS)
 
 
 def section(
@@ -246,15 +248,19 @@ def _turn(sweep: dict[str, np.ndarray], counts_RP: np.ndarray) -> dict[str, Any]
     reach = round(float(sweep["kl"][:, -1].mean()), JSON_DECIMALS) if sweep else 0.0
     outcome: Outcome = "unclear"
     value, low, high, share = np.nan, np.nan, np.nan, np.nan
-    sample = turning_kl(sweep["gold"], sweep["kl"], counts_RP) if reach else np.empty(0)
-    sample = np.sort(sample[~np.isnan(sample)])
+    counts_RP = counts_RP[counts_RP.any(axis=1)]
+    sample = np.sort(turning_kl(sweep["gold"], sweep["kl"], counts_RP)) if reach else np.empty(0)
     if len(sample):
         prompts, outside = counts_RP.shape[1], (1 - LEVEL) / 2
-        value = float(turning_kl(sweep["gold"], sweep["kl"], np.ones((1, prompts)))[0])
+        everyone = np.ones((1, prompts))
+        value = float(turning_kl(sweep["gold"], sweep["kl"], everyone)[0])
         # outwards to the next resample: between a KL and none there is nothing to interpolate
         low = sample[math.floor(outside * (len(sample) - 1))]
         high = sample[math.ceil((1 - outside) * (len(sample) - 1))]
         share = float(np.isfinite(sample).mean())
+        if np.isfinite(value):  # by that peak: each resample's own is above the end by noise alone too often
+            gold_RT = _means(sweep["gold"], counts_RP)
+            share = float((gold_RT[:, _means(sweep["gold"], everyone).argmax()] > gold_RT[:, -1]).mean())
         if prompts >= MIN_PROMPTS and np.isfinite(value) and share >= 1 - outside:
             outcome = "turns"
         elif prompts >= MIN_PROMPTS and np.isinf(value) and share <= outside:

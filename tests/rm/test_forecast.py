@@ -256,6 +256,14 @@ def test_what_cannot_be_told_is_called_unclear():
     assert constant["turn"]["reach"] == 0 and all(row["reliable"] for row in constant["rows"])
 
 
+def test_resamples_are_asked_about_the_peak_that_was_seen():
+    gold = np.array([[0.5, 0.9, 0.6], [0.7, 0.4, 0.6]])  # together .6 .65 .6
+    kl = np.array([[0, 0.5, 1.0], [0, 0.5, 1.0]])
+    turn = forecast._turn({"gold": gold, "kl": kl}, np.array([[1, 1], [2, 0], [0, 2], [0, 0]]))
+    assert turn["kl"] == {"value": 0.5, "low": 0.0, "high": 0.5}
+    assert turn["share"] == pytest.approx(2 / 3)  # the second prompt alone falls from its start, not from that peak
+
+
 def test_prompts_without_enough_responses_are_left_out():
     def settle(statistic):
         return {"value": metrics.value(statistic, 5)}
