@@ -22,7 +22,8 @@ TAILS = (0.5, 0.25, 0.1)  # top shares of each prompt that are always reported
 BINS = 5
 TAIL_ACCURACY = "tail_pair_accuracy"
 _LIMITS = (-0.04, 1.04)  # of what lies in [0, 1], with room for the marks at its ends
-_HURT = {"brier": 1, "auroc": -1}  # of each guarded number, the sign of a change for the worse
+_VERDICT = ("brier", "auroc")
+_HURT = {"brier": 1, "auroc": -1, "pair_accuracy": -1}  # of each guarded number, the sign of a change for the worse
 
 Probs = Sequence[np.ndarray]  # P(met) of every criterion, (K,) for each response
 
@@ -32,7 +33,7 @@ def numbers(records: Sequence[JudgedResponse], probs: Probs, tail: float) -> dic
     table = Table.of(records)
     one = Predicted.of(probs, records, table)
     verdicts = criterion_statistics(table, one)
-    found: dict[str, metrics.Statistic] = {key: verdicts[key] for key in _HURT}
+    found: dict[str, metrics.Statistic] = {key: verdicts[key] for key in _VERDICT}
     for key, pairs in zip(("pair_accuracy", TAIL_ACCURACY), pair_sets(table, tail), strict=True):
         found[key] = metrics.pair_accuracy(*rewards(table, one), pairs, "half")
     values = {key: metrics.value(statistic, table.prompts) for key, statistic in found.items()}
@@ -40,9 +41,9 @@ def numbers(records: Sequence[JudgedResponse], probs: Probs, tail: float) -> dic
 
 
 def forgotten(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> list[str]:
-    """What got worse over all verdicts by more than ``tolerance``: a phrase for each, none if all held."""
+    """What got worse over all verdicts and pairs by more than ``tolerance``: a phrase for each, none if all held."""
     return [
-        f"{key} {'rose' if sign > 0 else 'fell'} from {before[key]:.4f} to {after[key]:.4f}"
+        f"{key.replace('_', ' ')} {'rose' if sign > 0 else 'fell'} from {before[key]:.4f} to {after[key]:.4f}"
         for key, sign in _HURT.items()
         if key in before and key in after and sign * (after[key] - before[key]) > tolerance
     ]

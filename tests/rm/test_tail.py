@@ -208,7 +208,9 @@ def test_what_is_lost_is_said_by_hand():
         return tail.objections({"validation": before}, {"validation": before | after}, tolerance)
 
     assert objections({"brier": 0.205, "auroc": 0.796}, 0.0051) == []
-    assert objections({"brier": 0.1, "auroc": 0.9, "pair_accuracy": 0.1}, 0.0) == []
+    assert objections({"brier": 0.1, "auroc": 0.9, "pair_accuracy": 0.95}, 0.0) == []
+    assert objections({"pair_accuracy": 0.891}, 0.01) == []
+    assert objections({"pair_accuracy": 0.889}, 0.01) == ["pair accuracy fell from 0.9000 to 0.8890"]
     assert objections({"brier": 0.206, "auroc": 0.79, "tail_pair_accuracy": 0.59}, 0.005) == [
         "tail pair accuracy fell from 0.6000 to 0.5900",
         "brier rose from 0.2000 to 0.2060",
