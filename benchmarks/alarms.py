@@ -65,7 +65,7 @@ def measured(design: tuple[int, int, float], looks: int, criteria: int) -> dict[
 
 def main() -> None:
     rows = [(design, looks, name) for design in DESIGNS for looks in LOOKS for name in CRITERIA]
-    found = [
+    found: list[dict[str, Any]] = [
         {"prompts": design[0], "rollouts": design[1], "judged": design[2], "looks": looks, "gold": name}
         | measured(design, looks, CRITERIA[name])
         for design, looks, name in track(rows, "simulating", console=Console(stderr=True), transient=True)

@@ -15,7 +15,7 @@ import numpy as np
 from rm import metrics
 from rm.levels import levels_of
 from rm.parts import Statistics, settle_over
-from rm.sides import prompts_by_text
+from rm.sides import Prompts, resamples
 from rubric_data.counterfactuals import EDITS, edited
 from rubric_data.judges import Judge, JudgeRequest
 from rubric_data.pairs import REWARD_DECIMALS
@@ -43,8 +43,8 @@ def artefacts(
     ``probs[i]`` (K,) is what ``scorer`` answers on ``records[i]`` as it is. ``judge`` answers records and variants
     alike; where it leaves questions open, the model's rewards that stand beside its own leave them out too.
     """
-    prompts, prompt_B = prompts_by_text(records)
-    counts_RP = metrics.resample_counts(prompts, bootstrap, seed)
+    prompts = Prompts.of(records)
+    prompt_B, counts_RP = prompts.prompt_R, resamples(prompts.text_P, bootstrap, seed)
     own = _Answered(records, list(probs), _gold(judge, records), truncated=0)
     plans = {_SWAP: _under_other_rubrics(records, seed)} | {name: _after_edit(name, records, seed) for name in EDITS}
     scored = iter(scorer.score_records([record for plan in plans.values() for record in plan], progress=True))

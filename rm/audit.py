@@ -175,7 +175,7 @@ def audit(
         raise ValueError(f"predictions: {MODEL!r} must answer criteria; give an array of P(met) for each response")
     require_unmasked("audit", records)
     table = Table.of(records)
-    counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
+    counts_RP = table.resamples(bootstrap, seed)
     judged = {name: Predicted.of(values, records, table) for name, values in predictions.items()}
     model = judged[MODEL]
     everything, best = pair_sets(table, tail)

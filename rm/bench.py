@@ -74,7 +74,7 @@ class Bench:
     def of(cls, records: Sequence[JudgedResponse], tail: float, bootstrap: int, seed: int) -> "Bench":
         """The bench of ``records``; ``tail`` as in an audit."""
         table = Table.of(records)
-        drawn = metrics.resample_counts(table.prompts, bootstrap, seed)
+        drawn = table.resamples(bootstrap, seed)
         return cls(records, table, *pair_sets(table, tail), np.vstack([np.ones(table.prompts), drawn]))
 
     def predicted(self, probs: Sequence[np.ndarray]) -> Predicted:

@@ -59,7 +59,7 @@ def compare(
     """
     table = Table.of(records)
     sides = {name: Predicted.of(probs, records, table) for name, probs in (("before", before), ("after", after))}
-    counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
+    counts_RP = table.resamples(bootstrap, seed)
 
     def settle(found: Mapping[str, Mapping[str, metrics.Statistic]]) -> dict[str, Any]:
         old, new = found["before"], found["after"]

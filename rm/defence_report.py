@@ -14,7 +14,7 @@ import numpy as np
 
 from rm import metrics
 from rm.config import DefendConfig
-from rm.sides import Predicted, Table, number_texts
+from rm.sides import Predicted, Table, number_texts, resamples
 from rubric_data.exploits import Roles
 from rubric_data.files import json_number
 from rubric_data.generate import PROMPTS, REPORT
@@ -69,7 +69,7 @@ class Measured:
         self._chosen_B, self._role, self._config, self._history = chosen_B, role, config, history
         prompts, self._prompt_B = np.unique(history.table.prompt_B[self._rows], return_inverse=True)
         self._prompts = len(prompts)
-        self._counts_RP = metrics.resample_counts(self._prompts, config.bootstrap, config.seed)
+        self._counts_RP = resamples(number_texts(history.table.text_P[prompts]), config.bootstrap, config.seed)
 
     def veto(self, value_B: np.ndarray) -> dict[str, Any]:
         """Recall and false alarm of one veto on either half, the second with intervals; of what has a verdict on it.
@@ -153,7 +153,7 @@ def wrongly_loved(history: History, role: Roles, config: DefendConfig) -> list[d
     table = history.table
     gap_N = history.proxy.prob_N - table.gold_N
     exploiting_N = role.exploiting_B[table.response_N]
-    counts_RP = metrics.resample_counts(table.prompts, config.bootstrap, config.seed)
+    counts_RP = table.resamples(config.bootstrap, config.seed)
     texts = [criterion.text for criterion in table.criteria_N]
     number_N = number_texts(texts)
     rows = []

@@ -95,7 +95,7 @@ def frontier(
     same resamples of prompts; differences to random choice are paired.
     """
     arrays, table = JudgedArrays.of(records), Table.of(records)
-    counts_RP = metrics.resample_counts(table.prompts, bootstrap, seed)
+    counts_RP = table.resamples(bootstrap, seed)
     places = np.flatnonzero(~np.isnan(arrays.value_BK))
     answers = _Answers.of(records, scored, arrays)
     orders = {rule: answers.order(worth_N) for rule, worth_N in ((WIDTH, answers.width_N), (VALUE, answers.value_N))}

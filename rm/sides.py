@@ -23,9 +23,9 @@ Answers = Sequence[np.ndarray] | np.ndarray
 
 @dataclass(frozen=True)
 class Table:
-    """The judge's side. N unmasked verdicts; B responses with a reward; prompts numbered 0..P-1."""
+    """The judge's side. N unmasked verdicts; B responses with a reward; P prompts by `Prompts`."""
 
-    prompts: int
+    text_P: np.ndarray
     known_N: np.ndarray  # over every verdict, masked ones too: which are known
     gold_N: np.ndarray
     prompt_N: np.ndarray
@@ -36,16 +36,25 @@ class Table:
     reward_B: np.ndarray
     prompt_B: np.ndarray
 
+    @property
+    def prompts(self) -> int:
+        return len(self.text_P)
+
+    def resamples(self, bootstrap: int, seed: int) -> np.ndarray:
+        """How often each prompt is drawn, (R, P): `resamples`."""
+        return resamples(self.text_P, bootstrap, seed)
+
     @classmethod
     def of(cls, records: Sequence[JudgedResponse]) -> "Table":
-        prompts, prompt = prompts_by_text(records)
+        numbered = Prompts.of(records)
+        prompt = numbered.prompt_R
         response = np.repeat(np.arange(len(records)), [len(record.rubric.criteria) for record in records])
         criteria = [criterion for record in records for criterion in record.rubric.criteria]
         gold = np.array([value for record in records for value in record.values()], float)
         reward = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
         known, rewarded = ~np.isnan(gold), ~np.isnan(reward)
         return cls(
-            prompts=prompts,
+            text_P=numbered.text_P,
             known_N=known,
             gold_N=gold[known],
             prompt_N=prompt[response[known]],
@@ -83,19 +92,36 @@ class Predicted:
         )
 
 
-def prompts_by_text(records: Sequence[JudgedResponse]) -> tuple[int, np.ndarray]:
-    """The number of different prompts, and each record's, (R,) in 0..P-1.
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of records: each record's, (R,) in 0..P-1, and the number of each one's text, (P,).
 
-    Numbered by text, so that neither the order of records nor ids decide which prompts a resample draws.
+    Prompts of one text and several ids are several, as their responses may have been judged apart: no pair is of two
+    of them. Numbered in order of text, so that neither the order of records nor ids decide what a resample draws.
     """
-    ids = sorted({(record.prompt, record.prompt_id) for record in records})
-    number = {prompt: index for index, prompt in enumerate(ids)}
-    return len(ids), np.array([number[record.prompt, record.prompt_id] for record in records], int)
+
+    prompt_R: np.ndarray
+    text_P: np.ndarray
+
+    @classmethod
+    def of(cls, records: Sequence[JudgedResponse]) -> "Prompts":
+        ids = sorted({(record.prompt, record.prompt_id) for record in records})
+        number = {prompt: index for index, prompt in enumerate(ids)}
+        return cls(
+            np.array([number[record.prompt, record.prompt_id] for record in records], int),
+            number_texts(text for text, _ in ids),
+        )
 
 
-def number_texts(texts: Iterable[str]) -> np.ndarray:
-    """The same integer for the same text, from 0, in order of appearance; (B,)."""
-    places: dict[str, int] = {}
+def resamples(text_P: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    """`rm.metrics.resample_counts` of prompts of which those of one text are drawn together, (R, P)."""
+    texts = int(text_P.max()) + 1 if len(text_P) else 0
+    return metrics.resample_counts(texts, bootstrap, seed)[:, text_P]
+
+
+def number_texts(texts: Iterable[str | int]) -> np.ndarray:
+    """The same integer for the same text, or its number, from 0, in order of appearance; (B,)."""
+    places: dict[str | int, int] = {}
     return np.array([places.setdefault(text, len(places)) for text in texts], int)
 
 

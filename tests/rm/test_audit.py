@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rm.audit import audit, prediction_lines, run_audit
 from rm.calibration import Calibration
 from rm.config import AuditConfig
+from rm.sides import Table, pair_sets
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
 from rubric_data.ledger import Entry, Ledger, verdict_key
@@ -43,6 +44,16 @@ def response(prompt, number, values, *, weights=(2.0, 1.0, 1.0), generator="g"):
         ),
         split="test",
     )
+
+
+def test_prompts_of_one_text_are_drawn_together_and_make_no_pairs():
+    records = [response(prompt, 0, (1, 0, 1)) for prompt in "abc"]
+    records[2] = records[2].model_copy(update={"prompt": records[0].prompt})
+    table = Table.of(records)
+    a, b, c = table.prompt_B
+    counts_RP = table.resamples(40, seed=0)
+    assert (counts_RP[:, a] == counts_RP[:, c]).all() and (counts_RP[:, a] + counts_RP[:, b] == 2).all()
+    assert len(pair_sets(table, 0.5)[0].first_M) == 0
 
 
 def golden_input():
