@@ -130,6 +130,7 @@ class DataSplitConfig:
     validation: float = 0.1  # share of the prompts
     test: float = 0.2  # share of the prompts
     shared_rubrics: bool = False  # let prompts of one rubric go to different splits
+    held_out_generators: str | None = None  # names with commas between: their responses stay in test, others go
     replace: bool = False  # give new splits to records that carry some
     overwrite: bool = False  # replace an existing output file
 

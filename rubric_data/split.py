@@ -3,7 +3,7 @@
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar, get_args
 
 from rubric_data.errors import LeakError, UserError
@@ -42,6 +42,24 @@ def prompt_groups(records: Iterable[PromptRecord | JudgedResponse], *, shared_ru
         if kind == "prompt_id":
             groups.setdefault(root((kind, name)), []).append(name)
     return sorted(groups.values())
+
+
+def without_generators(
+    records: Sequence[JudgedResponse], held_out: Collection[str], *, name: str = "data"
+) -> list[JudgedResponse]:
+    """``records`` less the training and validation responses of the generators ``held_out``: unseen until the test.
+
+    Raises UserError if one of them wrote nothing, or if a split is left empty; ``name`` says whose records.
+    """
+    known = {record.generator for record in records}
+    if unknown := sorted(set(held_out) - known):
+        raise UserError(
+            f"held_out_generators: none of {name} is by {unknown[0]!r}; choose among {', '.join(sorted(known))}"
+        )
+    kept = [record for record in records if record.split == "test" or record.generator not in held_out]
+    if emptied := sorted({str(record.split) for record in records} - {str(record.split) for record in kept}):
+        raise UserError(f"held_out_generators: nothing is left for {emptied[0]}; hold out fewer")
+    return kept
 
 
 def assign_splits(

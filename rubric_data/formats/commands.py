@@ -22,7 +22,7 @@ from rubric_data.formats.source import is_dataset, read_rows
 from rubric_data.io import BUILTIN, load_prompts_and_responses, prompts_of, write_judged, write_prompts
 from rubric_data.programmatic import load_verdicts
 from rubric_data.records import JudgedResponse, PromptRecord, content_hash
-from rubric_data.split import SPLITS, Prompted, assign_splits
+from rubric_data.split import SPLITS, Prompted, assign_splits, without_generators
 
 _ROWS = (".jsonl", ".json", ".parquet")
 
@@ -291,13 +291,16 @@ def run_split(config: DataSplitConfig) -> dict[str, Any]:
     """Write ``config.data`` to ``config.output`` with splits; returns how many prompts and responses each has.
 
     Raises UserError on bad input, if records carry splits and ``config.replace`` is false, if there are too few
-    groups of prompts, or if the output exists.
+    groups of prompts, if a generator to hold out is unknown or all there is to train on, or if the output exists.
     """
     output = Path(config.output)
     refuse_existing(output, config.overwrite)
     prompts, responses = load_prompts_and_responses(config.data)
+    held_out = {name.strip() for name in (config.held_out_generators or "").split(",") if name.strip()}
     if responses:
-        responses = _with_splits(responses, config)
+        responses = without_generators(_with_splits(responses, config), held_out, name=config.data)
+    elif held_out:
+        raise UserError(f"held_out_generators: {config.data} has prompts alone; leave it out, or give responses")
     else:
         prompts = _with_splits(prompts, config)
     _write_own(output, prompts, responses)

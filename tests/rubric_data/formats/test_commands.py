@@ -353,6 +353,24 @@ def test_split_keeps_groups_together_and_counts(tmp_path, capsys, judged):
     assert f"responses: {line}" in out
 
 
+def test_split_holds_out_generators(tmp_path, capsys, judged):
+    data, output = tmp_path / "judged.jsonl", tmp_path / "split.jsonl"
+    writers = {record.response_id: "new" if place % 2 else "old" for place, record in enumerate(judged)}
+    bare = [one.model_copy(update={"split": None, "generator": writers[one.response_id]}) for one in judged]
+    write_judged(data, bare)
+    command = ("split", "--data", data, "--train", 0.5, "--validation", 0.25, "--test", 0.25, "--output")
+    assert run(capsys, *command, tmp_path / "whole.jsonl")[0] == 0
+    assert run(capsys, *command, output, "--held_out_generators", " new")[0] == 0
+    kept = [one for one in read_judged(tmp_path / "whole.jsonl") if one.split == "test" or one.generator == "old"]
+    assert read_judged(output) == kept and len(kept) < 12 and {one.generator for one in kept} == {"old", "new"}
+    for names, message in (
+        ("new,newer", f"held_out_generators: none of {data} is by 'newer'; choose among new, old"),
+        ("new,old", "held_out_generators: nothing is left for train; hold out fewer"),
+    ):
+        assert message in run(capsys, *command, tmp_path / "no.jsonl", "--held_out_generators", names)[2]
+    assert not (tmp_path / "no.jsonl").exists()
+
+
 def test_an_output_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, capsys, judged):
     data = tmp_path / "data.jsonl"
     write_judged(data, [record.model_copy(update={"split": None}) for record in judged])
