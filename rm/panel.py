@@ -123,6 +123,7 @@ def panel(
     rungs = last_of([measured[id(run)] for run, _ in ladder], last)
     scales = [one for _, one in ladder]
     ratios = {name: snr.signal_noise(value_XRC).snr for name, value_XRC in ends.items()}
+    run_ratios = {name: snr.run_ratios(value_XRC) for name, value_XRC in ends.items()}
     decisions = _decisions(runs, curves, ends)
     floor = snr.noise_floor(len(runs), last, metrics.LEVEL)
     table = bench.table
@@ -143,7 +144,10 @@ def panel(
             name: {"better": better}
             | signal_noise(ends[name])
             | {
-                "runs": [_curve(curve[name], last) for curve in curves],
+                "runs": [
+                    _curve(curve[name], last) | {"snr": estimate(ratio_X)}
+                    for curve, ratio_X in zip(curves, run_ratios[name].T, strict=True)
+                ],
                 "decision": decisions[name].as_dict(),
                 "small": _small(small_ends[name], ends[name]) if small else None,
                 "ladder": _foretold(rungs[name], scales, better) if ladder else None,
@@ -155,7 +159,7 @@ def panel(
         "averaging": averaging(bench, runs, ends, average),
         "continuous": continuous(ratios, {name: one.mean_X for name, one in decisions.items()}),
         "filtering": filtering(bench, records, runs, last=last, min_prompts=min_prompts, seed=seed),
-        "recommendation": _recommendation(ratios, len(runs), floor),
+        "recommendation": _recommendation(ratios, run_ratios, [run.name for run in runs], floor),
     }
 
 
@@ -322,23 +326,28 @@ def _law(sizes_LS: np.ndarray, value_L: np.ndarray, largest_L: np.ndarray, bette
 # --- recommendation --------------------------------------------------------------------------------------------------
 
 
-def _recommendation(ratios: Values, runs: int, floor: float) -> dict[str, Any]:
-    """The metric with the best ratio, those that cannot be told from it, and both in words."""
+def _recommendation(ratios: Values, run_ratios: Values, runs: Sequence[str], floor: float) -> dict[str, Any]:
+    """The metric with the best ratio, those that cannot be told from it, and both in words.
+
+    ``ratios`` (X,) and ``run_ratios`` (X, R) of every metric, ``runs`` their names.
+    """
     defined = {name: ratio for name, ratio in ratios.items() if name != _NOT_ADVISED and not np.isnan(ratio[0])}
     ranked = sorted(defined, key=lambda name: -defined[name][0])
     if not ranked:
         text = "No metric has a signal-to-noise ratio: all the last checkpoints of every run give the same values."
         return {"metric": None, "equals": [], "select_by": None, "text": text}
     best = ranked[0]
+    alone = _alone(run_ratios[best][0], runs)
     equals = [name for name in ranked[1:] if not _above(defined[best] - defined[name], 0)]
     if not _above(defined[best], floor):
         text = (
-            f"No metric tells these {runs} recipes from noise for certain. The best is {TITLES[best]}: the recipes "
-            f"differ by {_times(defined[best])} its noise, and equal ones may by {floor:.1f}. Judge more "
-            "validation prompts, keep more checkpoints, or compare recipes that differ more."
+            f"No metric tells these {len(runs)} recipes from noise for certain. The best is {TITLES[best]}: the "
+            f"recipes differ by {_times(defined[best])} its noise, and equal ones may by {floor:.1f}.{alone} Judge "
+            "more validation prompts, keep more checkpoints, or compare recipes that differ more."
         )
         return {"metric": None, "equals": [best, *equals], "select_by": None, "text": text}
-    text = f"Select checkpoints by {TITLES[best]}: these {runs} recipes differ by {_times(defined[best])} its noise."
+    text = f"Select checkpoints by {TITLES[best]}: these {len(runs)} recipes differ by {_times(defined[best])} its "
+    text += f"noise.{alone}"
     if equals:
         text += f" On these prompts it cannot be told from {_listed([TITLES[name] for name in equals])}."
     if worse := [name for name in ranked[1:] if name not in equals]:
@@ -349,6 +358,15 @@ def _recommendation(ratios: Values, runs: int, floor: float) -> dict[str, Any]:
         among = "" if selectable == best else f" Of what training can select by, the best is {TITLES[selectable]}."
         text += f"{among} In training: --select_by {select_by}."
     return {"metric": best, "equals": equals, "select_by": select_by, "text": text}
+
+
+def _alone(ratio_R: np.ndarray, runs: Sequence[str]) -> str:
+    """A sentence on the runs with most and least noise; none where fewer than two have any."""
+    known = sorted((ratio, name) for ratio, name in zip(ratio_R.tolist(), runs, strict=True) if not np.isnan(ratio))
+    if len(known) < 2:
+        return ""
+    (low, noisy), (high, steady) = known[0], known[-1]
+    return f" Over the noise of one run alone that is from {low:.1f} ({noisy}) to {high:.1f} times ({steady})."
 
 
 def _above(value_X: np.ndarray, bound: float) -> bool:

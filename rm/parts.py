@@ -100,11 +100,10 @@ def _by_level(part: _Part) -> list[dict[str, Any]]:
     A verdict halfway between two levels is at neither.
     """
     table = part.table
-    ordered_N = np.array([bool(criterion.levels) for criterion in table.criteria_N])
-    ordered_N &= metrics.is_answer(table.gold_N, table.levels_N)
+    levels_N = slices.scale_levels(table)
     found = []
-    for levels in np.unique(table.levels_N[ordered_N]).tolist():
-        scale_N = ordered_N & (table.levels_N == levels)
+    for levels in np.unique(levels_N[levels_N > 0]).tolist():
+        scale_N = levels_N == levels
         steps = [_step(part, scale_N, level, levels) for level in range(levels)]
         found.append({"levels": levels} | part.verdicts(scale_N) | {"steps": steps})
     return found

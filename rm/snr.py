@@ -45,6 +45,15 @@ def signal_noise(value_XRC: np.ndarray) -> SignalNoise:
     return SignalNoise(_divide(dispersion, centre), _divide(deviation, centre), _divide(dispersion, deviation))
 
 
+def run_ratios(value_XRC: np.ndarray) -> np.ndarray:
+    """Signal over the noise of each run alone, (X, R); NaN where the checkpoints of that run are equal.
+
+    The ratio to the noise of all runs is the power mean of these with exponent -2: the noisiest run weighs most in it.
+    """
+    dispersion = np.ptp(value_XRC.mean(-1), axis=-1)
+    return _divide(dispersion[..., None], value_XRC.std(-1, ddof=1))
+
+
 def noise_floor(runs: int, checkpoints: int, level: float) -> float:
     """The signal-to-noise ratio that equal recipes stay below with probability ``level``.
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-import sys
 import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np

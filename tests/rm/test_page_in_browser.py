@@ -1,4 +1,4 @@
-"""The audit's page as a browser shows it: no error on the console, nothing wider than the window, light and dark."""
+"""The pages of `audit` and `snr` in a browser: no error on the console, nothing wider than the window, both themes."""
 
 import re
 import shutil
@@ -6,7 +6,10 @@ import subprocess
 
 import pytest
 
+from rm import snr_report
+from rm.panel import Scale, panel
 from rm.report import render
+from tests.rm.test_panel import flipping, records
 from tests.rm.test_report import HOSTILE, OTHERS, result
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -48,8 +51,22 @@ def check_in_browser(page, folder, dark):
         assert (int(page_red) < 64 and int(ink_red) > 192) == dark
 
 
+def audit_page():
+    return render(result(HOSTILE + "x" * 300, others=OTHERS))
+
+
+def snr_page():
+    """With every part that a panel can have; names are hostile, and longer than a narrow window."""
+    long = HOSTILE + "x" * 300
+    runs = [flipping(f"{long} {seed}", 0.1 * seed, seed) for seed in (1, 2, 3)]
+    ladder = [(run, Scale(100 * 4**place, 1e6)) for place, run in enumerate(runs)]
+    given = records(lambda text: f"{text} {long}")
+    return snr_report.render(panel(given, runs, small=runs, ladder=ladder, bootstrap=20, min_prompts=5))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("dark", [False, True])
-def test_page_fits_its_window_and_says_nothing_on_the_console(tmp_path, dark):
-    check_in_browser(render(result(HOSTILE + "x" * 300, others=OTHERS)), tmp_path, dark)
+@pytest.mark.parametrize("page", [audit_page, snr_page])
+def test_page_fits_its_window_and_says_nothing_on_the_console(tmp_path, page, dark):
+    check_in_browser(page(), tmp_path, dark)

@@ -1,20 +1,24 @@
 """The panel on simulated checkpoints whose truth is known, and once from training to page."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from policy.cli import main
-from rm.bench import Bench, Run
+from rm.bench import METRICS, Bench, Run
 from rm.checkpoints import average_weights, find
 from rm.interventions import filtering
 from rm.panel import Scale, panel
+from rm.scorer import Scored
+from rm.scores import write_scores
 from rm.snr_report import render
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
-from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
+from rubric_data.records import Criterion, JudgedResponse, Level, Rubric, Verdict
 from tests.rm.test_report import HOSTILE, Page
 
 PROMPTS, RESPONSES, CRITERIA = 20, 3, 4
@@ -43,6 +47,7 @@ def records(name=str):
 
 RECORDS = records()
 GOLD = np.array([record.values() for record in RECORDS])  # (B, K)
+METRICS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
 def run(name, predict, steps=range(10, 90, 10), **more):
@@ -94,6 +99,44 @@ def test_slices_come_best_told_apart_first(flips):
     assert len(flips["slices"]["generator"]["slices"]) == 3
 
 
+def graded():
+    """The records with responses of one, two and three words, and a first criterion of three levels."""
+    levels = tuple(Level(label=name) for name in ("poor", "fair", "good"))
+    found = []
+    for number, record in enumerate(RECORDS):
+        first, *others = record.rubric.criteria
+        rubric = Rubric(criteria=(first.model_copy(update={"levels": levels}), *others))
+        response = " ".join(["w"] * (1 + number % RESPONSES))
+        found.append(record.model_copy(update={"rubric": rubric, "response": response}))
+    return found
+
+
+def test_slices_by_length_and_level_by_hand():
+    """Both runs are equally far off on short responses; on those of three words by .1 .3, and by .3 .5."""
+    longest_B = np.arange(len(GOLD)) % RESPONSES == 2
+
+    def recipe(name, *gaps):
+        def predict(step):
+            return GOLD + np.where(longest_B, gaps[step], (0.1, 0.3)[step])[:, None] * (1 - 2 * GOLD)
+
+        return run(name, predict, steps=range(2))
+
+    found = panel(graded(), [recipe("a", 0.1, 0.3), recipe("b", 0.3, 0.5)], last=2, bootstrap=1)["slices"]
+    long, *short = found["length"]["slices"]
+    assert [row["name"] for row in (long, *short)] == ["3 to 3 words", "1 to 1 words", "2 to 2 words"]
+    assert (long["prompts"], long["verdicts"], found["length"]["left_out"]) == (20, 80, 0)
+    # Brier .01 .09 against .09 .25: means .12 apart, variances .0032 and .0128
+    assert long["metrics"]["brier"]["snr"]["value"] == pytest.approx(0.12 / 0.008**0.5, abs=1e-6)
+    # three of four met, so the reward is off by half the gap: means .1 apart, each variance .005
+    assert long["metrics"]["reward_mae"]["snr"]["value"] == pytest.approx(0.1 / 0.005**0.5, abs=1e-6)
+    assert [row["metrics"]["brier"]["snr"]["value"] for row in short] == [0, 0]
+    (level,) = found["level"]["slices"]
+    assert (level["name"], level["verdicts"]) == ("3 levels", 60) and "reward_mae" not in level["metrics"]
+    # a third of each run's verdicts is in the long responses, the rest is the same: means .04 apart
+    apart, variances = 0.12 / 3, (0.08**2 / 2, (0.08 * 2 / 3 + 0.16 / 3) ** 2 / 2)
+    assert level["metrics"]["brier"]["snr"]["value"] == pytest.approx(apart / np.mean(variances) ** 0.5, abs=1e-6)
+
+
 def wobbling(name, strength, noise, seed):
     """Right by ``strength``; even criteria steady, odd ones off by ``noise`` at random."""
     rng = np.random.default_rng(seed)
@@ -125,6 +168,20 @@ def test_filtering_pure_noise_gains_nothing_on_the_other_half():
         judged.append(found["judged_on"]["kept"]["value"] - found["judged_on"]["all"]["value"])
     assert min(chosen) >= 0 and np.mean(chosen) > 0.5
     assert np.mean(judged) < np.mean(chosen) / 3
+
+
+def test_one_unstable_run_is_told_from_the_others():
+    """Brier scores .04 .05 .06, .09 .10 .11 and .12 .16 .20: means .11 apart, deviations .01 .01 .04."""
+
+    def recipe(name, *errors):
+        return run(name, lambda step: GOLD + errors[step] ** 0.5 * (1 - 2 * GOLD), steps=range(3))
+
+    runs = [recipe("a", 0.04, 0.05, 0.06), recipe("b", 0.09, 0.1, 0.11), recipe("c", 0.12, 0.16, 0.2)]
+    found = panel(RECORDS, runs, last=3, bootstrap=1)
+    brier = found["metrics"]["brier"]
+    assert [one["snr"]["value"] for one in brier["runs"]] == pytest.approx([11, 11, 2.75])
+    assert brier["snr"]["value"] == pytest.approx(0.11 / 0.0006**0.5, abs=1e-6)
+    assert re.search(r"noise of one run alone that is from [.\d]+ \(c\) to [.\d]+ times \([ab]\)\.", render(found))
 
 
 def test_equal_recipes_get_no_advice():
@@ -245,6 +302,56 @@ def test_from_training_to_page(trained, tmp_path, capsys, monkeypatch):
     assert snr_command(trained, tmp_path / "more", runs, "--ladder", f"[{runs[0]}, {runs[1]}]") == 2
     assert "ladder: one run must be the largest" in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
+
+
+def keys_of(value, path=""):
+    """Where the values of a report stand, as `metrics.brier.runs[].mean`. An estimate is one value, null is none."""
+    if isinstance(value, dict) and value.keys() != {"value", "low", "high"}:
+        for key, inner in value.items():
+            yield from keys_of(inner, f"{path}.{key}".removeprefix("."))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for inner in value:
+            yield from keys_of(inner, f"{path}[]")
+    elif value is not None:
+        yield path
+
+
+def documented_keys(section):
+    """The keys in the tables of docs/metrics.md: `a.b`, `.c` are a.b and a.c."""
+    found = []
+    for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+        for key in re.findall(r"`(.*?)`", cell):
+            found.append(found[-1].rpartition(".")[0] + key if key.startswith(".") else key)
+    return found
+
+
+def test_every_key_of_a_written_file_is_documented_and_every_documented_key_is_written(tiny_backbone, tmp_path):
+    given = graded()
+    write_judged(tmp_path / "judged.jsonl", given)
+    folders = {}
+    for place, name in enumerate(("a", "b", "c", "d")):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        rng = np.random.default_rng(place)
+        for step in range(1, 6):
+            probs = towards(GOLD, 0.1 + 0.1 * place + 0.01 * rng.random())
+            write_scores(folders[name] / f"step-{step}.jsonl", given, [Scored(one, one, 0.5, 0) for one in probs])
+        report = {"train_verdicts": 100 * 2**place, "log": [{"epoch": 1.0}]}
+        (folders[name] / "train.json").write_text(json.dumps(report))
+        (folders[name] / "config.json").write_text(json.dumps({"model": str(tiny_backbone)}))
+    runs = f"[{folders['a']}, {folders['b']}]"
+    command = ["snr", "--data", f"{tmp_path}/judged.jsonl", "--output", f"{tmp_path}/snr", "--runs", runs]
+    command += ["--small", runs, "--ladder", f"[{', '.join(map(str, folders.values()))}]"]
+    assert main([*command, "--last", "4", "--early", "1", "--min_prompts", "5", "--bootstrap", "20"]) == 0
+
+    section = METRICS_PAGE.read_text(encoding="utf-8").partition("\n## snr.json")[2].partition("\n## ")[0]
+    written = set(keys_of(json.loads((tmp_path / "snr" / "snr.json").read_text())))
+    patterns = {key: re.compile(re.sub("<.*?>", r"\\w+", re.escape(key))) for key in documented_keys(section)}
+    assert [key for key in written if not any(one.fullmatch(key) for one in patterns.values())] == []
+    assert [key for key, one in patterns.items() if not any(map(one.fullmatch, written))] == []
+    names = {*METRICS, "single", "metric", "scores", "weights", "averaged", "last"}
+    names |= {"criterion", "tag", "level", "length", "generator"}
+    assert names <= {*re.findall("`(.*?)`", section)}
 
 
 def test_the_mean_of_weights_is_of_what_the_adapters_do(trained):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from rm.audit import audit
+from rm.sides import Table
+from rm.slices import labels, members
 from rubric_data.records import Criterion, JudgedResponse, Level, Rubric, Verdict
 
 NOTHING = {"value": None, "low": None, "high": None}
@@ -74,6 +76,25 @@ def test_length_in_quarters_of_the_responses():
     assert [(row["low"], row["high"], row["responses"]) for row in rows] == [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 4, 1)]
     assert [row["bias"]["value"] for row in rows] == pytest.approx([-0.1, 0.9, -0.1, 0.3])
     assert [row["accuracy"]["value"] for row in rows] == [1, 0, 1, 1]
+
+
+def test_labels_of_levels_and_lengths_are_the_parts_of_an_audit():
+    of_three = Criterion(id="a", text="Is clear.", levels=tuple(Level(label=name) for name in "abc"))
+    plain = Criterion(id="b", text="Is short.")
+    texts, values = ("w", "w w", "w w", "w w w w w"), ((0, 1), (0.25, 0), (0.5, 0), (1, 1))
+    records = [answered("p", text, *each, criteria=(of_three, plain)) for text, each in zip(texts, values, strict=True)]
+    table = Table.of(records)
+    level, length = (members(labels(records, table)[kind]) for kind in ("level", "length"))
+    # verdicts 0 2 4 6 are on the scale, and .25 is halfway between two of its levels
+    assert {name: at_N.tolist() for name, at_N in level.items()} == {"3 levels": [0, 4, 6]}
+    assert {name: at_N.tolist() for name, at_N in length.items()} == {
+        "1 to 1 words": [0, 1],
+        "2 to 2 words": [2, 3, 4, 5],
+        "5 to 5 words": [6, 7],
+    }
+    found = audited(records, *[[0.5, 0.5]] * 4)
+    assert [row["verdicts"] for row in found["by_level"]] == [len(at_N) for at_N in level.values()]
+    assert [row["verdicts"] for row in found["by_length"]] == [len(at_N) for at_N in length.values()]
 
 
 def test_novelty_is_told_by_the_train_split():

@@ -31,6 +31,15 @@ def test_leading_axes_are_carried_along():
     assert whole.snr.tolist() == pytest.approx([float(snr.signal_noise(one).snr) for one in value])
 
 
+def test_ratios_of_single_runs_by_hand():
+    # means 2, 12 and 7, so 10 apart; standard deviations 1, 4 and 0
+    value = np.array([[1.0, 2, 3], [8, 12, 16], [7, 7, 7]])
+    assert snr.run_ratios(value).tolist() == pytest.approx([10, 2.5, math.nan], nan_ok=True)
+    # both runs' noise is sqrt((1 + 16) / 2) = 2.92: the run with more of it weighs most
+    assert snr.signal_noise(value[:2]).snr == pytest.approx(10 / math.sqrt(8.5))
+    assert snr.run_ratios(np.stack([value, 2 * value])).shape == (2, 3)
+
+
 @given(st.floats(0.1, 10), st.floats(-3, 3))
 def test_the_ratio_knows_neither_unit_nor_origin(factor, shift):
     value = np.array([[0.2, 0.3, 0.25], [0.6, 0.5, 0.55], [0.4, 0.45, 0.41]])
