@@ -23,6 +23,7 @@ from rm.posterior import Posterior
 from rm.sides import number_texts
 from rubric_data.errors import UserError
 from rubric_data.files import atomic_path, json_number
+from rubric_data.pairs import REWARD_DECIMALS
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
 from rubric_data.split import of_split
@@ -237,7 +238,7 @@ def _known(rows: Iterable[np.ndarray], known: Sequence[np.ndarray]) -> np.ndarra
 
 def _best(records: Sequence[JudgedResponse]) -> np.ndarray:
     """Which responses are among the best quarter of their prompt by the judge, (B,) bool."""
-    gold_B = np.array([rubric_reward(record.rubric, record.values()) for record in records])
+    gold_B = np.round([rubric_reward(record.rubric, record.values()) for record in records], REWARD_DECIMALS)
     rewarded = np.flatnonzero(~np.isnan(gold_B))
     best_B = np.zeros(len(records), bool)
     prompt_B = number_texts(record.prompt for record in records)

@@ -33,6 +33,7 @@ from rm.metrics import in_tail
 from rubric_data.builtin.drills import Drill
 from rubric_data.errors import UserError
 from rubric_data.io import load_data
+from rubric_data.pairs import REWARD_DECIMALS
 from rubric_data.programmatic import CodeReport, answer_by_code, load_verdicts, require_verdicts
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import rubric_reward
@@ -46,9 +47,9 @@ class TrainingTree:
     """One prompt, some of its responses, and what the judge said of them.
 
     ``values``, ``counts``, ``weights``, ``veto``, ``levels`` (N,) depth-first, the first two NaN where masked;
-    ``sizes`` (R,) criteria of each response; ``rewards`` (R,) the judge's; ``tail`` (R,) whether the response is in the
-    prompt's top share; ``places`` (R,) where the responses stand in the data; ``cut`` tokens lost. ``pairs`` (better,
-    worse): the only ones to train on; None means all that the judge tells apart.
+    ``sizes`` (R,) criteria of each response; ``rewards`` (R,) the judge's, to `REWARD_DECIMALS`; ``tail`` (R,) whether
+    the response is in the prompt's top share; ``places`` (R,) where the responses stand in the data; ``cut`` tokens
+    lost. ``pairs`` (better, worse): the only ones to train on; None means all that the judge tells apart.
     """
 
     tree: Tree
@@ -121,7 +122,7 @@ def build_trees(
     for place, record in enumerate(records):
         groups[record.prompt].append(place)
     typical = _mean_count(asked)
-    rewards = [rubric_reward(record.rubric, record.values()) for record in records]
+    rewards = np.round([rubric_reward(record.rubric, record.values()) for record in records], REWARD_DECIMALS).tolist()
     trees = []
     for prompt, everybody in groups.items():
         random.Random(f"{seed}/{prompt}").shuffle(everybody)

@@ -19,6 +19,7 @@ from rm.forecast import optimal_beta
 from rm.posterior import reward_std
 from rubric_data.errors import UserError
 from rubric_data.files import json_number
+from rubric_data.pairs import REWARD_DECIMALS
 from rubric_data.records import JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
 
@@ -212,10 +213,13 @@ class Rewards:
         prompt_B: np.ndarray,
         covariances: Sequence[np.ndarray] | None = None,
     ) -> "Rewards":
-        """``probs[i]`` (K,) and ``covariances[i]`` (K, K) are of ``records[i]``, to the prompt ``prompt_B[i]``."""
+        """``probs[i]`` (K,) and ``covariances[i]`` (K, K) are of ``records[i]``, to the prompt ``prompt_B[i]``.
+
+        Rewards have `REWARD_DECIMALS`, on both sides: those closer than this tie.
+        """
         asked = [np.where(np.isnan(record.values()), np.nan, own) for record, own in zip(records, probs, strict=True)]
-        gold = np.array([rubric_reward(record.rubric, record.values()) for record in records], float)
-        proxy = np.array([rubric_reward(r.rubric, own) for r, own in zip(records, asked, strict=True)], float)
+        gold = np.round([rubric_reward(record.rubric, record.values()) for record in records], REWARD_DECIMALS)
+        proxy = np.round([rubric_reward(r.rubric, own) for r, own in zip(records, asked, strict=True)], REWARD_DECIMALS)
         scale = np.array([spread(r.rubric, own) for r, own in zip(records, asked, strict=True)], float)
         known = ~np.isnan(gold)
         std_B = None

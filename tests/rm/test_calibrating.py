@@ -5,9 +5,11 @@ import pytest
 from scipy.special import expit
 
 from policy import cli
-from rm.calibrating import fit, plot, summary_table
-from rm.calibration import Calibration
+from rm import conformal
+from rm.calibrating import _best, fit, plot, summary_table
+from rm.calibration import Calibration, prompt_folds
 from rm.model import RubricRewardModel
+from rm.reward_level import Intervals, verdict_scale
 from rm.scorer import RubricScorer
 from rubric_data.errors import UserError
 from rubric_data.io import write_judged
@@ -58,6 +60,55 @@ def test_both_levels_are_fitted_and_reported(tmp_path):
     assert summary_table(report).row_count == 5 + 2  # methods, and the best prior count of either grouping
     plot(tmp_path / "both.png", fitted)
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_fit_shows_of_a_prompt_knows_nothing_of_its_verdicts():
+    records, logits = validation(40)
+    verdicts = [v if v.masked else v.model_copy(update={"value": 1 - v.value}) for v in records[0].verdicts]
+    turned = records[0].model_copy(update={"verdicts": tuple(verdicts)})
+    before, after = (fit([first, *records[1:]], logits, planned_kl=2.0, coverage=0.8) for first in (records[0], turned))
+    assert before.report["chosen"] == after.report["chosen"] and before.report["chosen"]["name"] != "identity"
+    own = sum((~np.isnan(record.values())).sum() for record in records[:4])
+    assert (before.gold_N[:own] != after.gold_N[:own]).any()
+    np.testing.assert_array_equal(before.after_N[:own], after.after_N[:own])
+    np.testing.assert_array_equal(before.rewards.proxy_B[:4], after.rewards.proxy_B[:4])
+    assert (before.after_N[own:] != after.after_N[own:]).any()
+
+
+def test_verdict_intervals_are_of_the_errors_on_held_out_prompts():
+    records, logits = validation(40)
+    fitted = fit(records, logits, planned_kl=2.0, coverage=0.8)
+    known = [~np.isnan(record.values()) for record in records]
+    whose_N = np.repeat(np.arange(len(records)), [int(own.sum()) for own in known])
+    prompt_N, scale_N = whose_N // 4, verdict_scale(fitted.after_N)
+    error_N = fitted.gold_N - fitted.after_N
+    # every criterion has weight 1: a response's reward is the mean of its verdicts
+    mean_B = np.round(np.bincount(whose_N, fitted.gold_N) / np.bincount(whose_N), 9).reshape(40, 4)
+    tail_N = (mean_B >= np.sort(mean_B)[:, [-2]]).ravel()[whose_N]  # two of four, and what ties with the second
+    want = conformal.quantile(np.abs(error_N) / scale_N, prompt_N, np.ones(len(error_N)), 0.8)
+    assert fitted.calibration.reward_level.verdict_quantile == want
+    held_out = Intervals(fitted.after_N, error_N, scale_N, None, prompt_N, tail_N)
+    assert fitted.report["reward_level"]["intervals"]["verdict"] == held_out.choose(prompt_folds(prompt_N), 0.8)[1]
+    np.testing.assert_allclose(
+        fitted.rewards.proxy_B, np.bincount(whose_N, fitted.after_N) / np.bincount(whose_N), atol=1e-9
+    )
+
+
+def test_the_best_of_a_prompt_are_those_that_tie_but_for_rounding():
+    rubric = Rubric(criteria=tuple(Criterion(id=f"c{k}", text=f"asks {k}", weight=k / 10) for k in (1, 2, 3)))
+
+    def record(prompt, *values):
+        verdicts = tuple(
+            Verdict(criterion_id=c.id, value=v, masked="refusal" if v is None else None)
+            for c, v in zip(rubric.criteria, values, strict=True)
+        )
+        return JudgedResponse(
+            prompt_id=prompt, prompt=prompt, response_id="r", response="x", rubric=rubric, verdicts=verdicts
+        )
+
+    # of p two: the first, and .3 / .6 either way, as floats .5 and .4999999999999999
+    p = [("p", 1, 1, 1), ("p", 1, 1, 0), ("p", 0, 0, 1), ("p", 0, 1, 0), ("p", None, None, None)]
+    assert _best([record(*one) for one in [*p, ("q", 1, 0, 0)]]).tolist() == [True, True, True, False, False, True]
 
 
 def test_too_few_prompts_for_rewards_still_calibrate_verdicts(tmp_path):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -22,6 +23,28 @@ def test_judged_pairs_by_hand():
     # 0.9 and 0.8 are the tail; 0.8 ties with 0.8; NaN has no order
     rewards, tail = [0.8, 0.9, 0.1, math.nan, 0.8], [True, True, False, False, True]
     assert judged_pairs(rewards, tail, 3.0) == [(1, 0, 3.0), (0, 2, 1.0), (1, 2, 1.0), (1, 4, 3.0), (4, 2, 1.0)]
+
+
+def test_rewards_that_differ_by_rounding_make_no_pair(judged, encoder):
+    rubric = Rubric(criteria=tuple(Criterion(id=f"c{k}", text=f"asks {k}", weight=k / 10) for k in (1, 2, 3)))
+
+    def record(number, *values):
+        verdicts = tuple(
+            Verdict(criterion_id=c.id, value=v, masked="refusal" if v is None else None)
+            for c, v in zip(rubric.criteria, values, strict=True)
+        )
+        return judged[0].model_copy(update={"rubric": rubric, "response": f"answer {number}", "verdicts": verdicts})
+
+    # the second and third .3 / .6 either way, as floats .5 and .4999999999999999; the tail is two, and what ties
+    answers = [(1, 1, 1), (1, 1, 0), (0, 0, 1), (0, 1, 0), (None, None, None)]
+    records = [record(number, *values) for number, values in enumerate(answers)]
+    (tree,) = build_trees(records, encoder, responses_per_tree=8, seed=0)
+    order = np.argsort(tree.places)
+    assert np.array(tree.tail)[order].tolist() == [True, True, True, False, False]
+    np.testing.assert_array_equal(np.array(tree.rewards)[order], [1, 0.5, 0.5, 0.333333333, np.nan])
+    pairs = collate([tree], tail_weight=3.0)["pairs"].tolist()
+    told_apart = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+    assert sorted((tree.places[better], tree.places[worse]) for better, worse in pairs) == told_apart
 
 
 def test_trees_keep_every_verdict_beside_its_text(judged, encoder):

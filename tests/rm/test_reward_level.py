@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from rm import reward_level
+from rm import conformal, reward_level
 from rm.calibration import prompt_folds
 from rm.reward_level import Intervals, RewardLevel, Rewards
 from rubric_data.errors import UserError
@@ -42,6 +44,17 @@ def test_tail_weights_by_the_quantile_in_the_prompt():
     assert chances[1] == pytest.approx(1 / (1 + np.exp(-1))) and chances[5] == 1
     np.testing.assert_allclose(np.bincount(prompt, chances), np.ones(3))
     assert reward_level.tail_weights(proxy, prompt, 1e-9).min() > 0
+
+
+def test_rewards_that_differ_by_rounding_tie():
+    rubric = Rubric(criteria=tuple(Criterion(id=f"c{k}", text=f"asks {k}", weight=k / 10) for k in (1, 2, 3)))
+    # .3 / .6 either way, as floats .5 and .4999999999999999
+    answers = [np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])]
+    records = [record("p", number, *values, rubric=rubric) for number, values in enumerate([*answers, answers[0]])]
+    own = Rewards.of(records, [*answers, np.full(3, np.nan)], np.array([0, 0, 1]))
+    assert own.gold_B.tolist() == [0.5, 0.5, 0.5] and own.proxy_B[:2].tolist() == [0.5, 0.5]
+    assert np.isnan(own.proxy_B[2])
+    assert reward_level.draw_chances(own.proxy_B[:2], own.prompt_B[:2], 0.05).tolist() == [0.5, 0.5]
 
 
 # --- scales ---
@@ -121,6 +134,79 @@ def test_bounds_hold_on_new_prompts_everywhere_and_for_the_tilted_policy():
     assert 0.885 < np.mean(above) < 0.97
 
 
+@pytest.mark.parametrize(
+    ("method", "knots"), [("line", ((0.0, 0.2), (1.0, 0.8))), ("isotonic", ((0.25, 0.35), (0.75, 0.65)))]
+)
+def test_a_map_goes_through_the_weighted_means(method, knots):
+    # at .75 a gold of .8 three times the weight of .2: .65, where a plain mean is .5
+    proxy, gold, weight = np.array([0.25, 0.75, 0.75]), np.array([0.35, 0.8, 0.2]), np.array([1.0, 3.0, 1.0])
+    np.testing.assert_allclose(reward_level.fit_map(method, proxy, gold, weight), knots)
+
+
+def flattered(prompts=10):
+    """The judge's best two of three at proxy .2; the one that a policy draws at .6, worth .5, or at .8, worth .6."""
+    gold, proxy = np.tile([1, 1, 0.5, 1, 1, 0.6], prompts // 2), np.tile([0.2, 0.2, 0.6, 0.2, 0.2, 0.8], prompts // 2)
+    return Rewards(gold, proxy, np.full(3 * prompts, 0.1), np.repeat(np.arange(prompts), 3))
+
+
+def test_the_map_and_the_lower_bound_are_those_of_what_the_policy_draws():
+    level, mapped, report = fit(flattered(), coverage=0.25)
+    # weights exp(-10) to 1: the line through (.6, .5) and (.8, .6), and a twentieth of the proxy
+    close = {"abs": 2e-4}
+    assert level.reward(np.array([0.6, 0.8])) == pytest.approx([0.505, 0.61], **close)
+    np.testing.assert_allclose(mapped[2::3], np.tile([0.505, 0.61], 5), atol=2e-4)
+    assert report["tail_squared_error"]["identity"] == pytest.approx((0.1**2 + 0.2**2) / 2, **close)
+    # in spreads of .1 the map is .05 and .1 too high for the drawn, and far too low for the others
+    assert level.lower_quantile == pytest.approx(0.05, abs=2e-3)  # the third of ten: 2.75 / 11
+    assert level.reward_quantile == pytest.approx(0.1, abs=2e-3)  # the ninth of thirty: 8.25 / 33
+
+
+def test_bounds_are_of_the_errors_of_maps_that_did_not_see_the_prompt():
+    rewards = sample(200, np.random.default_rng(0))
+    own = rewards.prompt_B == 0
+    level, mapped, _ = fit(rewards)
+    other, mapped_again, _ = fit(replace(rewards, gold_B=np.where(own, 1 - rewards.gold_B, rewards.gold_B)))
+    assert level.method == other.method and level.knots != other.knots
+    np.testing.assert_array_equal(mapped[own], mapped_again[own])
+    score = np.abs(rewards.gold_B - mapped) / rewards.spread_B
+    assert level.reward_quantile == conformal.quantile(score, rewards.prompt_B, np.ones(len(score)), 0.9)
+
+
+def test_the_tail_of_intervals_is_the_judge_s_best():
+    (row,) = fit(flattered(), coverage=0.25)[2]["intervals"]["reward"]
+    assert row["tail_coverage"] == 0 < row["coverage"] <= 1 / 3
+
+
+# two responses to each of four prompts, the second in the tail; errors of 1 and 1.5 scales
+BY_HAND = Intervals(
+    np.full(8, 0.5),
+    np.array([-1, -3, 1, -3, -1, 3, 1, -3]) / 8,
+    np.array([1, 2] * 4) / 8,
+    None,
+    np.repeat(np.arange(4), 2),
+    np.array([False, True] * 4),
+)
+
+
+def test_held_out_intervals_by_hand():
+    # fitted on two prompts with a third each: a score of 1 has a third up to it
+    folds = [(np.arange(4), np.arange(4, 8)), (np.arange(4, 8), np.arange(4))]
+    _, (row,) = BY_HAND.choose(folds, 0.3)
+    assert row == {"doubt": 0, "width": 0.375, "coverage": 0.5, "tail_width": 0.5, "tail_coverage": 0}
+    _, (row,) = BY_HAND.choose(folds, 0.4)
+    assert row == {"doubt": 0, "width": 0.5625, "coverage": 1, "tail_width": 0.75, "tail_coverage": 1}
+
+
+def test_the_quantile_of_a_lower_bound_is_one_sided_and_by_the_chance_to_be_drawn():
+    # a prompt has a fifth. Of |error|: 1 four times, up to .4
+    assert BY_HAND.quantile(0.0, 0.35) == 1 and BY_HAND.quantile(0.0, 0.45) == 1.5
+    # of -error: -1.5 up to .1, -1 to .3, 1 to .5; the first response drawn once in ten: .18, .22, .26; nine times: .02,
+    # .38, .74
+    equally, seldom, mostly = (np.tile([first, 1 - first], 4) for first in (0.5, 0.1, 0.9))
+    assert [BY_HAND.quantile(0.0, 0.35, chance) for chance in (equally, seldom, mostly)] == [1, 1.5, -1]
+    assert [BY_HAND.quantile(0.0, 0.45, chance) for chance in (equally, seldom, mostly)] == [1, 1.5, 1]
+
+
 def test_numbers_out_of_range_are_refused():
     assert [reward_level.prompts_needed(coverage) for coverage in (0.5, 0.9, 0.95)] == [10, 10, 19]
     for kl in (0.0, -1.0, 21.0, float("nan")):
@@ -134,14 +220,14 @@ def test_numbers_out_of_range_are_refused():
 # --- measuring ---
 
 
-def record(prompt, number, *values):
+def record(prompt, number, *values, rubric=RUBRIC):
     verdicts = tuple(
         Verdict(criterion_id=c.id, value=value, masked="refusal" if value is None else None)
-        for c, value in zip(RUBRIC.criteria, values, strict=True)
+        for c, value in zip(rubric.criteria, values, strict=True)
     )
     name = f"{prompt}{number}"
     return JudgedResponse(
-        prompt_id=prompt, prompt=prompt, response_id=name, response=name, rubric=RUBRIC, verdicts=verdicts
+        prompt_id=prompt, prompt=prompt, response_id=name, response=name, rubric=rubric, verdicts=verdicts
     )
 
 
@@ -169,6 +255,22 @@ def test_measure_by_hand():
     assert found["coverage"]["verdict"]["all"]["value"] == 1
     # the tilt takes p's second response, nearly alone, and q's only one
     assert found["error"]["proxy"]["tilted"]["value"] == pytest.approx((0.05 + 0.2) / 2, abs=1e-3)
+
+
+def test_measure_of_both_tails_by_hand():
+    records = [record("p", n, *values) for n, values in enumerate([(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])]
+    probs = [np.full(2, p) for p in (0.2, 0.3, 0.6, 0.7)]
+    identity = RewardLevel("identity", ((0.0, 0.0), (1.0, 1.0)), 2.0, 0.05, 0.9, 1.0, 1.0, 0.5)
+    found = reward_level.measure(records, probs, probs, identity, tail=0.25, bootstrap=10, seed=0)
+
+    def told(kind, name):
+        return [found[kind][name][part]["value"] for part in ("all", "tail", "proxy_tail")]
+
+    # gold 1, .75, .25, 0: errors .8, .45 in the judge's tail of two, .35, .7 in the model's
+    assert told("error", "proxy") == pytest.approx([0.575, 0.625, 0.525], abs=1e-6)
+    # spreads .37, .41, .44, .41: the third gold alone is within reach, the first two alone above their bound
+    assert told("coverage", "reward") == [0.25, 0, 0.5]
+    assert told("coverage", "lower_bound") == [0.5, 1, 0]
 
 
 def test_measure_does_not_depend_on_the_order_of_records():
