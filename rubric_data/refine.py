@@ -20,6 +20,7 @@ import numpy as np
 from rubric_data.attaching import with_rubrics
 from rubric_data.judges import reason_kind
 from rubric_data.lint import lint_rubric
+from rubric_data.pairs import REWARD_DECIMALS
 from rubric_data.proposer import Proposal, Proposer, Request, refine_prompt
 from rubric_data.records import JudgedResponse, Rubric, content_hash
 from rubric_data.versions import Version
@@ -88,7 +89,7 @@ class Round:
 def best_first(records: Sequence[JudgedResponse], rewards: Sequence[float], seed: int) -> list[int]:
     """Places of the scored responses, best first; equal rewards by the rank of a hash of seed and response id."""
     scored = [place for place, reward in enumerate(rewards) if not math.isnan(reward)]
-    return sorted(scored, key=lambda i: (-round(rewards[i], 9), content_hash([seed, records[i].response_id])))
+    return sorted(scored, key=lambda i: (-round(rewards[i], REWARD_DECIMALS), content_hash([seed, records[i].response_id])))
 
 
 def draw_pool(records: Sequence[JudgedResponse], rewards: Sequence[float], settings: Settings) -> list[int]:

@@ -23,6 +23,7 @@ from rubric_data.formats.base import (
     prompt_messages,
     transcript,
 )
+from rubric_data.pairs import REWARD_DECIMALS
 from rubric_data.records import Criterion, JudgedResponse, Rubric
 from rubric_data.reward import rubric_reward
 
@@ -128,10 +129,12 @@ def pair_row(prompt: str, better: Scored, worse: Scored) -> dict[str, object]:
 
 
 def _scored(responses: Sequence[JudgedResponse], by: str) -> list[Scored]:
-    """The responses that have a score, with it."""
+    """The responses that have a score, with it; rewards rounded, so that those equal but for rounding tie."""
     if by == "preference":
         return [(response.preference, response) for response in responses if response.preference is not None]
-    scored = [(rubric_reward(response.rubric, response.values()), response) for response in responses]
+    scored = [
+        (round(rubric_reward(response.rubric, response.values()), REWARD_DECIMALS), response) for response in responses
+    ]
     return [pair for pair in scored if not math.isnan(pair[0])]
 
 
