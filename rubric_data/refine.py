@@ -89,7 +89,8 @@ class Round:
 def best_first(records: Sequence[JudgedResponse], rewards: Sequence[float], seed: int) -> list[int]:
     """Places of the scored responses, best first; equal rewards by the rank of a hash of seed and response id."""
     scored = [place for place, reward in enumerate(rewards) if not math.isnan(reward)]
-    return sorted(scored, key=lambda i: (-round(rewards[i], REWARD_DECIMALS), content_hash([seed, records[i].response_id])))
+    rounded = {place: round(rewards[place], REWARD_DECIMALS) for place in scored}
+    return sorted(scored, key=lambda place: (-rounded[place], content_hash([seed, records[place].response_id])))
 
 
 def draw_pool(records: Sequence[JudgedResponse], rewards: Sequence[float], settings: Settings) -> list[int]:
