@@ -2,9 +2,9 @@
 
     python -m benchmarks.signal_noise --data mrbench realsumm       what is done is not done again
 
-For each data set, the embedded one among them, three small recipes (`benchmarks.distil`, or the demo's): ours, without the pairwise loss, and with a head that
-starts at random; a checkpoint every `EVERY` steps. `snr` reads the last and the first half of them on a part of the
-validation split (`READ`): what is recommended here was not chosen on a test split.
+For each data set, the embedded one among them, three small recipes (`benchmarks.distil`, or the demo's): ours, without
+the pairwise loss, and with a head that starts at random; a checkpoint every `EVERY` steps. `snr` reads the last and the
+first half of them on a part of the validation split (`READ`): what is recommended was not chosen on a test split.
 
 Folders in runs/signal-noise, the record in benchmarks/results/signal-noise-<data>.json.
 """
