@@ -351,7 +351,7 @@ def _recommendation(ratios: Values, run_ratios: Values, runs: Sequence[str], flo
     if equals:
         text += f" On these prompts it cannot be told from {_listed([TITLES[name] for name in equals])}."
     if worse := [name for name in ranked[1:] if name not in equals]:
-        text += f" The least to be trusted is {TITLES[worse[-1]]}, with {_times(defined[worse[-1]])}."
+        text += f" Surely to be trusted less is {TITLES[worse[-1]]}, with {_times(defined[worse[-1]])}."
     selectable = next((name for name in ranked if name in _SELECTABLE), None)
     select_by = None if selectable is None else _SELECTABLE[selectable]
     if selectable is not None:
