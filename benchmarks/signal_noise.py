@@ -32,7 +32,7 @@ READ = (12, 6)  # validation prompts, and responses to each, that every checkpoi
 
 def recipe(data: str) -> dict[str, Any]:
     """The settings of a training on ``data``."""
-    return TRAIN if data == EMBEDDED else RECIPES[data]
+    return TRAIN if data == EMBEDDED else RECIPES[f"{data}-small"]
 
 
 def panel(data: str, seed: int) -> dict[str, Any]:

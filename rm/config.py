@@ -37,7 +37,7 @@ class TrainConfig:
     use_verifiers: bool = True  # criteria with a verifier get their verdicts from code, whatever the file says
     rubric_blind: bool = False  # never show a criterion: a baseline that knows what prompt and response tell alone
     drills: int = 0  # extra checkable criteria asked of each training response, half met: only reading answers them
-    pairwise_weight: float = 1.0  # of the same-prompt pairs of a tree, its verdicts together being 1
+    pairwise_weight: float = 0.2  # of a tree's pairs, all its verdicts being 1; short trainings want 1
     tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts
     gradient_checkpointing: bool = False  # less memory for more time
     eval_steps: int = 20  # optimiser steps between validations and checkpoints
@@ -214,7 +214,7 @@ class TailConfig(FurtherConfig):
     data: str = "builtin"  # judged responses (.jsonl or .parquet) with splits, as the model was trained on
     tail: float = 0.25  # top share of each prompt's responses, by the judge, that pairs are mined from
     min_margin: float = 0.0  # least difference of the judge's rewards in a pair; for a noisy judge above its noise
-    pairwise_weight: float = 1.0  # of the same-prompt pairs of a tree, its verdicts together being 1
+    pairwise_weight: float = 1.0  # of a tree's pairs, all its verdicts being 1
 
 
 @dataclass
@@ -227,7 +227,7 @@ class RedistilConfig(FurtherConfig):
     data: str = "builtin"  # the old ones, with splits, as the model was trained on: replayed, and to show what is lost
     held_out: float = 0.2  # share of the new training prompts that is measured on, if none of the new is for validation
     tail: float = 0.25  # top share of each prompt's responses, by the judge, whose pairs count more and are reported
-    pairwise_weight: float = 1.0  # of the same-prompt pairs of a tree, its verdicts together being 1
+    pairwise_weight: float = 0.2  # of a tree's pairs, all its verdicts being 1
     tail_weight: float = 2.0  # how much more a pair of top-quarter responses counts
 
 
