@@ -32,7 +32,9 @@ from rich.table import Table
 
 from benchmarks.commands import calibrate, call, once, options
 from benchmarks.record import ROOT, spread, write_findings
+from rm import metrics
 from rm.model import RubricRewardModel
+from rm.sides import number_texts
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse, Split, content_hash
 from rubric_data.reward import rubric_reward
@@ -86,12 +88,15 @@ _SMALL_CUT: Cut = {"validation": (12, 12), "test": (30, 12)}
 _SHARES = {"realsumm": (40, 8), "mrbench": (100, 12), "structflow": (80, 4), "hellobench": (60, 4)}
 _TAIL = {"tokens_per_batch": 4400, "learning_rate": 3e-4, "epochs": 1.0, "eval_steps": 10}
 
+FULL = 0.99  # a verdict above it says that the criterion is met in full
+BOOTSTRAP = 1000
+
 _VERDICTS, _PAIRS = ("auroc", "accuracy", "brier", "ece"), ("pair_accuracy", "tail_pair_accuracy")
 Row = dict[str, dict[str, float] | None]  # by statistic its value, low and high; None: there is none
 
 
-def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, Any]:
-    """What of one data set and seed is not done yet; the audit. Ends the process if a command fails."""
+def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> Path:
+    """What of one data set and seed is not done yet; the folder of the audit. Ends the process if a command fails."""
     file, folder = source(data), RUNS / f"{data}-{seed}"
     ours = _trained(folder / "train", "train", file, {"seed": seed, **RECIPES[data]})
     others: dict[str, Path] = {}
@@ -114,7 +119,7 @@ def chain(data: str, seed: int, split: str, beside: Sequence[str]) -> dict[str, 
         named = [f"--others=[{', '.join(f'{name}={path}' for name, path in others.items())}]"] if others else []
         asked = options({"model": ours, "data": file, "output": audit, "split": split})
         call("audit", *asked, "--zero_shot", str("-" not in data).lower(), *named)
-    return json.loads((audit / "audit.json").read_text(encoding="utf-8"))
+    return audit
 
 
 @contextmanager
@@ -218,6 +223,31 @@ def leads(audit: dict[str, Any]) -> dict[str, Row]:
     return {name: _row(one, one) for name, one in audit["model_minus"].items()}
 
 
+def met_in_full(audit: Path) -> dict[str, Any]:
+    """AUROC of whether a verdict is above `FULL` instead of a half, by predictor, and the model's lead over each.
+
+    Of graded verdicts nearly all may be above a half: what tells them apart is whether a criterion is met in full.
+    ``audit`` is the folder of one.
+    """
+    lines = (audit / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["gold"] is not None]
+    full_N = np.array([row["gold"] > FULL for row in rows], float)
+    prompt_N = number_texts(row["prompt_id"] for row in rows)
+    prompts = int(prompt_N.max()) + 1
+    counts_RP = metrics.resample_counts(prompts, BOOTSTRAP, 0)
+    found = {
+        name: metrics.auroc(full_N, np.array([row["predicted"][name] for row in rows], float), prompt_N, prompts)
+        for name in rows[0]["predicted"]
+    }
+    lead = {
+        name: metrics.difference(found["model"], one, counts_RP).as_dict()
+        for name, one in found.items()
+        if name != "model"
+    }
+    auroc = {name: metrics.estimate(one, counts_RP).as_dict() for name, one in found.items()}
+    return {"above": FULL, "share": float(full_N.mean()), "auroc": auroc, "model_minus": lead}
+
+
 def _row(verdicts: dict[str, Any], pairs: dict[str, Any]) -> Row:
     row = {key: verdicts.get(key) for key in _VERDICTS} | {key: pairs.get(key) for key in _PAIRS}
     return {key: None if one is None or one["value"] is None else one for key, one in row.items()}
@@ -256,12 +286,18 @@ def main() -> None:
     if not DATA.exists():
         sys.exit(f"{DATA}: the judged responses are not there, and nothing can be distilled")
     for data in arguments.data:
-        audits = {seed: chain(data, seed, arguments.split, arguments.beside) for seed in arguments.seeds}
+        folders = {seed: chain(data, seed, arguments.split, arguments.beside) for seed in arguments.seeds}
+        audits = {
+            seed: json.loads((folder / "audit.json").read_text(encoding="utf-8")) for seed, folder in folders.items()
+        }
         _show(f"{data}, {arguments.split}", {seed: numbers(audit) for seed, audit in audits.items()})
         if arguments.split == "test":
             config = {"data": data, "seeds": arguments.seeds, "train": RECIPES[data], "tail": _TAIL}
             name = "-".join(["distil", data, *arguments.beside])
-            write_findings(name, config, findings(data, audits))
+            found = findings(data, audits)
+            for seed, folder in folders.items():
+                found["seeds"][str(seed)]["met_in_full"] = met_in_full(folder)
+            write_findings(name, config, found)
 
 
 def findings(data: str, audits: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What the experiments on real verdicts leave of a data set, and the rows they keep of an audit."""
 
+import json
+
 import pytest
 
 from benchmarks import distil
@@ -75,6 +77,21 @@ def test_the_model_has_a_row_for_unseen_generators_where_there_are_some():
     assert "model, seen generators" not in distil.numbers(audit | {"by_novelty": {"generator": {"seen": verdicts}}})
     lead = distil.leads(audit)["bt"]
     assert lead["pair_accuracy"]["low"] == -0.1 and lead["auroc"] is None and lead["tail_pair_accuracy"] is None
+
+
+def test_whether_a_verdict_is_met_in_full_is_told_apart_from_whether_it_is_above_a_half(tmp_path):
+    golds = {"p": (1.0, 0.75, None), "q": (1.0, 0.5)}
+    predicted = {"p": (0.9, 0.4, 0.5), "q": (0.8, 0.85)}
+    rows = [
+        {"prompt_id": prompt, "gold": gold, "predicted": {"model": prob, "constant": 0.5}}
+        for prompt in golds
+        for gold, prob in zip(golds[prompt], predicted[prompt], strict=True)
+    ]
+    (tmp_path / "predictions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = distil.met_in_full(tmp_path)
+    assert found["share"] == 0.5
+    assert found["auroc"]["model"]["value"] == 0.75  # .9 and .8 against .4 and .85
+    assert found["model_minus"]["constant"]["value"] == 0.25
 
 
 def test_a_learning_curve_is_read_from_the_log_of_a_training(tmp_path):
