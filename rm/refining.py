@@ -43,6 +43,7 @@ from rubric_data.refine import (
 )
 from rubric_data.reward import rubric_reward
 from rubric_data.spending import read_spent, tallied
+from rubric_data.split import names_of
 from rubric_data.verifiers import check_verifiers
 from rubric_data.versions import Version, read_versions, write_versions
 
@@ -121,8 +122,7 @@ def _settings(config: RefineConfig) -> Settings:
             "judge.judge: verifier answers criteria with a programmatic check only, and the proposer is not told of "
             "any; add --checks true, or choose another --judge.judge"
         )
-    named = frozenset(name.strip() for name in (config.generators or "").split(",") if name.strip())
-    return Settings(config.pool, config.top, named, config.tie, config.seed)
+    return Settings(config.pool, config.top, names_of(config.generators), config.tie, config.seed)
 
 
 def _before_rounds(

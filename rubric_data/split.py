@@ -44,6 +44,11 @@ def prompt_groups(records: Iterable[PromptRecord | JudgedResponse], *, shared_ru
     return sorted(groups.values())
 
 
+def names_of(text: str | None) -> frozenset[str]:
+    """The names that stand in ``text`` with commas between; none in None."""
+    return frozenset(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def without_generators(
     records: Sequence[JudgedResponse], held_out: Collection[str], *, name: str = "data"
 ) -> list[JudgedResponse]:

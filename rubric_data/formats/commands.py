@@ -22,7 +22,7 @@ from rubric_data.formats.source import is_dataset, read_rows
 from rubric_data.io import BUILTIN, load_prompts_and_responses, prompts_of, write_judged, write_prompts
 from rubric_data.programmatic import load_verdicts
 from rubric_data.records import JudgedResponse, PromptRecord, content_hash
-from rubric_data.split import SPLITS, Prompted, assign_splits, without_generators
+from rubric_data.split import SPLITS, Prompted, assign_splits, names_of, without_generators
 
 _ROWS = (".jsonl", ".json", ".parquet")
 
@@ -296,7 +296,7 @@ def run_split(config: DataSplitConfig) -> dict[str, Any]:
     output = Path(config.output)
     refuse_existing(output, config.overwrite)
     prompts, responses = load_prompts_and_responses(config.data)
-    held_out = {name.strip() for name in (config.held_out_generators or "").split(",") if name.strip()}
+    held_out = names_of(config.held_out_generators)
     if responses:
         responses = without_generators(_with_splits(responses, config), held_out, name=config.data)
     elif held_out:
