@@ -35,6 +35,7 @@ from benchmarks.record import ROOT, spread, write_findings
 from rm import metrics
 from rm.model import RubricRewardModel
 from rm.sides import number_texts
+from rubric_data.grading import give_levels
 from rubric_data.io import read_judged, write_judged
 from rubric_data.records import JudgedResponse, Split, content_hash
 from rubric_data.reward import rubric_reward
@@ -60,6 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hellobench": _COMMON | {"max_length": 768, "responses_per_tree": 4, "eval_steps": 50, "eval_trees": 16},
 }
 DATA_SETS = tuple(RECIPES)
+GRADED = {"hellobench": ("0", "0.25", "0.5", "0.75", "1")}  # the scale that the judge of a data set was given
 _SMALL = 40  # steps
 # order comes late otherwise (LOG 28); in long trainings it costs verdicts (LOG 33)
 _SHORT = {"pairwise_weight": 1.0}
@@ -91,7 +93,7 @@ _TAIL = {"tokens_per_batch": 4400, "learning_rate": 3e-4, "epochs": 1.0, "eval_s
 FULL = 0.99  # a verdict above it says that the criterion is met in full
 BOOTSTRAP = 1000
 
-_VERDICTS, _PAIRS = ("auroc", "accuracy", "brier", "ece"), ("pair_accuracy", "tail_pair_accuracy")
+_VERDICTS, _PAIRS = ("auroc", "concordance", "accuracy", "brier", "ece"), ("pair_accuracy", "tail_pair_accuracy")
 Row = dict[str, dict[str, float] | None]  # by statistic its value, low and high; None: there is none
 
 
@@ -137,14 +139,14 @@ def cold_heads() -> Iterator[None]:
 
 
 def source(data: str) -> Path:
-    """The file of ``data`` with what `_CUT` leaves of it, which is what comes first by a hash."""
+    """The file of ``data`` with what `_CUT` leaves of it, which is what comes first by a hash; `GRADED` as levels."""
     name, _, part = data.partition("-")
     cut = {**_CUT.get(name, {}), **(_SMALL_CUT if part else {})}
     if not cut:
         return DATA / f"{name}.parquet"
     path = RUNS / f"{data}.parquet"
     if not path.exists():
-        records = kept(read_judged(DATA / f"{name}.parquet"), cut)
+        records = kept(judged(name), cut)
         write_judged(path, records if part in ("", "small") else _of_half(records, part == "half"))
     return path
 
@@ -154,9 +156,15 @@ def _source_of_all() -> Path:
     path = RUNS / "all.parquet"
     if not path.exists():
         cuts = {data: {**_SMALL_CUT, "train": share} for data, share in _SHARES.items()}
-        records = [record for data, cut in cuts.items() for record in kept(read_judged(DATA / f"{data}.parquet"), cut)]
+        records = [record for data, cut in cuts.items() for record in kept(judged(data), cut)]
         write_judged(path, records)
     return path
+
+
+def judged(name: str) -> list[JudgedResponse]:
+    """The data set, its criteria with the levels that they were judged on."""
+    records = read_judged(DATA / f"{name}.parquet")
+    return give_levels(records, GRADED[name])[0] if name in GRADED else records
 
 
 def kept(records: Sequence[JudgedResponse], cut: Cut) -> list[JudgedResponse]:

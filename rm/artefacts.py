@@ -190,6 +190,6 @@ def _verdicts(one: _Answered, prompt_B: np.ndarray, counts_RP: np.ndarray) -> di
 
     def make(prompt_N: np.ndarray, prompts: int) -> Statistics:
         every = metrics.verdict_statistics(gold[known], prob[known], prompt_N, prompts, levels[known])
-        return {key: every[key] for key in ("accuracy", "auroc", "brier")}
+        return {key: every[key] for key in ("accuracy", "auroc", "concordance", "brier")}
 
     return {"verdicts": int(known.sum())} | settle_over(prompt_N[known], make, counts_RP)

@@ -194,6 +194,7 @@ def audit(
         "verdicts": len(table.gold_N),
         "masked": int((~table.known_N).sum()),
         "undecided": int((table.gold_N == metrics.THRESHOLD).sum()),
+        "soft": int(((table.gold_N > 0) & (table.gold_N < 1)).sum()),
         "unrewarded": int((~table.rewarded_B).sum()),
         "mean_verdict": settle(metrics.mean(table.gold_N, table.prompt_N, table.prompts)),
         "mean_reward": settle(metrics.mean(table.reward_B, table.prompt_B, table.prompts)),

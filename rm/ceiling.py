@@ -17,7 +17,7 @@ from rubric_data.pairs import REWARD_DECIMALS, same_prompt_pairs
 from rubric_data.records import JudgedResponse
 from rubric_data.reward import weighted_mean_reward
 
-_MEASURES = ("accuracy", "auroc", "kappa", "brier")
+_MEASURES = ("accuracy", "auroc", "concordance", "kappa", "brier")
 
 
 def human_answers(records: Sequence[JudgedResponse]) -> np.ndarray:

@@ -22,14 +22,18 @@ TAILS = (0.5, 0.25, 0.1)  # top shares of each prompt that are always reported
 BINS = 5
 TAIL_ACCURACY = "tail_pair_accuracy"
 _LIMITS = (-0.04, 1.04)  # of what lies in [0, 1], with room for the marks at its ends
-_VERDICT = ("brier", "auroc")
-_HURT = {"brier": 1, "auroc": -1, "pair_accuracy": -1}  # of each guarded number, the sign of a change for the worse
+_VERDICT = ("brier", "concordance")
+_HURT = {
+    "brier": 1,
+    "concordance": -1,
+    "pair_accuracy": -1,
+}  # of each guarded number, the sign of a change for the worse
 
 Probs = Sequence[np.ndarray]  # P(met) of every criterion, (K,) for each response
 
 
 def numbers(records: Sequence[JudgedResponse], probs: Probs, tail: float) -> dict[str, float]:
-    """Brier score, AUROC and pair accuracy, over all and among each prompt's top ``tail``; undefined ones left out."""
+    """Brier score, concordance, pair accuracy over all and in each prompt's top ``tail``; undefined ones left out."""
     table = Table.of(records)
     one = Predicted.of(probs, records, table)
     verdicts = criterion_statistics(table, one)
@@ -140,7 +144,7 @@ def _ordered(table: Table, pairs: Pairs) -> int:
 def tables(title: str, found: Mapping[str, Any]) -> list[TextTable]:
     """What `compare` found: over all and in the tail, then by quantile of the judge's reward, for 80 columns."""
     first = _table(f"{title} before and after, {found['prompts']} prompts", "number")
-    for key, label in (("brier", "Brier score"), ("auroc", "AUROC"), ("ece", "ECE")):
+    for key, label in (("brier", "Brier score"), ("concordance", "concordance"), ("ece", "ECE")):
         first.add_row(label, "", *_cells(found["verdict"][key]))
     for key, change in found["pair_accuracy"].items():
         first.add_row(f"pair accuracy, {_share(key)}", str(found["pairs"][key]), *_cells(change))

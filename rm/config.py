@@ -178,7 +178,7 @@ class FurtherConfig:
     """What `tail` and `redistil` have in common: a finished model is trained on, beside what is replayed."""
 
     replay: float = 0.5  # share of every batch that ordinary training trees fill, against forgetting
-    tolerance: float = 0.005  # by which Brier may rise, AUROC and pair accuracy fall; beyond, the old weights stay
+    tolerance: float = 0.005  # for Brier to rise, concordance and pair accuracy to fall; beyond, the old weights stay
     attention: Backend = "auto"  # kernel; auto takes the fastest the machine has
     dtype: Dtype = "auto"  # of the backbone; auto is bfloat16 where the machine computes it natively
     learning_rate: float = 1e-4  # of the backbone, at its peak

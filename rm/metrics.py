@@ -62,20 +62,19 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Auroc:
-    """Area under the ROC curve from wins between prompts.
+class Concordance:
+    """Half of 1 plus the normalised Gini coefficient, from gaps between the verdicts of prompts.
 
-    ``wins_PP[p, q]``: over every (met verdict of p, unmet verdict of q), 1 where the met one is scored
-    higher, 1/2 where both are scored the same.
+    ``ordered_PP[p, q]``: over every (verdict of p, verdict of q) the gap between them, negative where the lower one is
+    scored higher, 0 where both are scored the same; ``apart_PP`` the same under perfect scores.
     """
 
-    wins_PP: np.ndarray
-    met_P: np.ndarray
-    unmet_P: np.ndarray
+    ordered_PP: np.ndarray
+    apart_PP: np.ndarray
 
     def at(self, counts_RP: np.ndarray) -> np.ndarray:
-        wins = ((counts_RP @ self.wins_PP) * counts_RP).sum(-1)
-        return _divide(wins, (counts_RP @ self.met_P) * (counts_RP @ self.unmet_P))
+        ordered, apart = (((counts_RP @ gaps) * counts_RP).sum(-1) for gaps in (self.ordered_PP, self.apart_PP))
+        return (1 + _divide(ordered, apart)) / 2
 
 
 @dataclass(frozen=True)
@@ -188,18 +187,40 @@ def log_loss(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, promp
     return mean(-(gold_N * np.log(p) + (1 - gold_N) * np.log1p(-p)), prompt_N, prompts)
 
 
-def auroc(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Auroc:
+def auroc(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Concordance:
     """Chance that a met verdict is scored above an unmet one, over all prompts together; equal scores count half.
 
     Undecided verdicts (exactly 0.5) are left out. Undefined (NaN) unless both kinds are there.
     """
-    met, unmet = gold_N > THRESHOLD, gold_N < THRESHOLD
-    wins = np.zeros((prompts, prompts))
+    decided = gold_N != THRESHOLD
+    return concordance(gold_N[decided] > THRESHOLD, prob_N[decided], prompt_N[decided], prompts)
+
+
+def concordance(gold_N: np.ndarray, prob_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> Concordance:
+    """Chance that the higher of two verdicts is scored higher, over all prompts together; equal scores count half.
+
+    Pairs weigh as much as their verdicts are apart. On verdicts of 0 and 1 it is the AUROC; on soft and graded ones the
+    mean of the AUROCs of "is the verdict above t?" over all t in [0, 1], each by its number of pairs, where `auroc`
+    asks about t = 1/2 alone. Also (1 + G) / 2 for the Gini coefficient G of the verdicts in order of score, normalised
+    by that in their own order. Undefined (NaN) if all verdicts are the same.
+    """
+    gold_N = np.asarray(gold_N, float)
+    return Concordance(*(_signed_gaps(gold_N, order_N, prompt_N, prompts) for order_N in (prob_N, gold_N)))
+
+
+def _signed_gaps(gold_N: np.ndarray, order_N: np.ndarray, prompt_N: np.ndarray, prompts: int) -> np.ndarray:
+    """Sum over i of p and j of q of (gold_i - gold_j) sign(order_i - order_j), (P, P)."""
+    place_N = np.argsort(order_N, kind="stable")
+    order_N, gold_N, prompt_N = order_N[place_N], gold_N[place_N], prompt_N[place_N]
+    first_N, past_N = (np.searchsorted(order_N, order_N, side) for side in ("left", "right"))  # of the equal ones
+    gaps = np.zeros((prompts, prompts))
     for q in range(prompts):
-        rivals = np.sort(prob_N[unmet & (prompt_N == q)])
-        below = np.searchsorted(rivals, prob_N[met], "left") + np.searchsorted(rivals, prob_N[met], "right")
-        wins[:, q] = _per_prompt(below / 2, prompt_N[met], prompts)
-    return Auroc(wins, _per_prompt(met, prompt_N, prompts), _per_prompt(unmet, prompt_N, prompts))
+        own_N = prompt_N == q
+        count = np.concatenate([[0], np.cumsum(own_N)])
+        summed = np.concatenate([[0.0], np.cumsum(gold_N * own_N)])
+        more = count[first_N] - (count[-1] - count[past_N])  # of q below each than above
+        gaps[:, q] = _per_prompt(gold_N * more - summed[first_N] + (summed[-1] - summed[past_N]), prompt_N, prompts)
+    return gaps
 
 
 def nearest_answer(value_N: np.ndarray, levels_N: np.ndarray) -> np.ndarray:
@@ -283,6 +304,7 @@ def verdict_statistics(
     return {
         "accuracy": accuracy(*sides),
         "auroc": auroc(*sides),
+        "concordance": concordance(*sides),
         "kappa": kappa(*sides, levels_N),
         "brier": brier(*sides),
         "log_loss": log_loss(*sides),

@@ -4,7 +4,8 @@ Both read the audit's result alone (the content of audit.json); every number is 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from markupsafe import Markup
@@ -40,7 +41,6 @@ _CRITERIA, _LEAST_VERDICTS = 15, 10  # criteria shown on the page, and verdicts 
 _GENERATORS = 12  # of the plot
 
 _HEADLINES = (
-    ("Criterion AUROC", "criterion", "auroc", "a met verdict scored above an unmet one; chance is 0.5"),
     ("Criterion accuracy", "criterion", "accuracy", "on the judge's side of 0.5"),
     ("Pair accuracy", "reward", "pair_accuracy", "responses to one prompt put in the judge's order; chance is 0.5"),
     ("Pair accuracy in the tail", "reward", "tail_pair_accuracy", "the same, among the judge's favourites"),
@@ -48,7 +48,6 @@ _HEADLINES = (
 
 # of two predictors side by side: what it is called, where it stands, and whether lower is better
 _VERSUS_ROWS = (
-    ("criterion AUROC", ("criterion", "auroc"), False),
     ("criterion accuracy", ("criterion", "accuracy"), False),
     ("kappa", ("criterion", "kappa"), False),
     ("Brier", ("criterion", "brier"), True),
@@ -59,7 +58,39 @@ _VERSUS_ROWS = (
     ("pair accuracy", ("reward", "pair_accuracy"), False),
     ("tail pair accuracy", ("reward", "tail_pair_accuracy"), False),
 )
-_IN_WORDS = ("criterion AUROC", "ECE", "pair accuracy", "tail pair accuracy")  # of these the verdict speaks
+_IN_WORDS = (
+    "criterion AUROC",
+    "criterion concordance",
+    "ECE",
+    "pair accuracy",
+    "tail pair accuracy",
+)  # of these the verdict speaks
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The number that tells how well verdicts are put in the judge's order: its key, name, and what it is the share of.
+
+    Of yes and no this is the AUROC, of soft and graded verdicts the concordance, which is the same of yes and no.
+    """
+
+    key: str
+    name: str
+    hint: str
+    claim: str
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> Self:
+        if result["soft"]:
+            hint = "the higher of two verdicts scored higher, by how far they are apart; chance is 0.5"
+            return cls("concordance", "concordance", hint, "It puts verdicts in the judge's order")
+        return cls(
+            "auroc",
+            "AUROC",
+            "a met verdict scored above an unmet one; chance is 0.5",
+            "It tells met from unmet criteria",
+        )
+
 
 _REWARD_ROWS = (
     ("mean absolute error, uncalibrated", "error", "raw"),
@@ -78,22 +109,25 @@ def render(result: dict[str, Any]) -> str:
     """The HTML page of an audit ``result``. Whatever its texts hold is escaped."""
     predictors = result["predictors"]
     other = next(iter(result["others"]), None)
+    order = _Order.of(result)
+    headlines = ((f"Criterion {order.name}", "criterion", order.key, order.hint), *_HEADLINES)
     forest = {"width": 4.8, "height": max(2.6, 0.8 + 0.25 * len(predictors))}
     return page.render(
         "audit.html.jinja",
         audit=result,
         model=predictors[_MODEL],
+        order=order,
         verdict=_verdict(result),
         other=other,
         versus=_versus_rows(result, other) if other is not None else [],
         reward_rows=_reward_rows(result.get("reward_level")),
-        criteria=[(clip(row["criterion"], 200), row) for row in _worst_criteria(result["by_criterion"])],
+        criteria=[(clip(row["criterion"], 200), row) for row in _worst_criteria(result["by_criterion"], order.key)],
         regrets=_regrets(result),
         lengths=[(f"{row['low']} to {row['high']}", row) for row in result["by_length"]],
         novelty=[(f"{of}, {side}", row) for of, sides in result["by_novelty"].items() for side, row in sides.items()],
-        headlines=[(title, _get(predictors[_MODEL], kind, key), hint) for title, kind, key, hint in _HEADLINES],
+        headlines=[(title, _get(predictors[_MODEL], kind, key), hint) for title, kind, key, hint in headlines],
         plots={
-            "auroc": svg("auroc", lambda ax: _draw_forest(ax, predictors, "criterion", "auroc"), **forest),
+            "order": svg("order", lambda ax: _draw_forest(ax, predictors, "criterion", order.key), **forest),
             "tail": svg("tail", lambda ax: _draw_forest(ax, predictors, "reward", "tail_pair_accuracy"), **forest),
             "reliability": svg("reliability", lambda ax: _draw_reliability(ax, predictors, "reliability", _RAW)),
             "width": svg("width", lambda ax: _draw_reliability(ax, predictors, "reliability_by_width", _RAW)),
@@ -122,13 +156,14 @@ def summary_table(result: dict[str, Any]) -> Table:
     caption += "".join(f"\n{said}" for said in [_turn_in_words(result["forecast"]), *_beside_all(result)])
     table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("predictor")
-    for column in ("accuracy", "AUROC", "Brier", "Spearman", "tail pair acc."):
+    order = _Order.of(result)
+    for column in ("accuracy", order.name, "Brier", "Spearman", "tail pair acc."):
         table.add_column(column, justify="right", no_wrap=True)
     for name, one in result["predictors"].items():
         table.add_row(
             Text(name, style="bold" if name == _MODEL else ""),
             Text(short(one["criterion"]["accuracy"]["value"], 3)),
-            Text(with_interval(one["criterion"]["auroc"])),
+            Text(with_interval(one["criterion"][order.key])),
             Text(short(one["criterion"]["brier"]["value"], 3)),
             Text(short(one["reward"]["spearman"]["value"], 3)),
             Text(with_interval(one["reward"]["tail_pair_accuracy"]["half"])),
@@ -172,12 +207,13 @@ def _verdict(result: dict[str, Any]) -> list[str]:
     """What the audit says, a sentence each: beside the baselines, in the tail, calibrated, optimised, beside others."""
     ours = result["predictors"][_MODEL]
     said = []
-    auroc, best = ours["criterion"]["auroc"], _strongest_baseline(result, "criterion", "auroc")
-    if auroc["value"] is not None and best is not None:
-        theirs = result["predictors"][best]["criterion"]["auroc"]["value"]
-        gap = result["model_minus"][best]["auroc"]
-        numbers = f"AUROC {number(auroc['value'])} against {number(theirs)}, {signed_interval(gap)}"
-        said.append(f"It tells met from unmet criteria {_than(gap)} the strongest baseline, {best}: {numbers}.")
+    order = _Order.of(result)
+    value, best = ours["criterion"][order.key]["value"], _strongest_baseline(result, "criterion", order.key)
+    if value is not None and best is not None:
+        theirs = result["predictors"][best]["criterion"][order.key]["value"]
+        gap = result["model_minus"][best][order.key]
+        numbers = f"{order.name} {number(value)} against {number(theirs)}, {signed_interval(gap)}"
+        said.append(f"{order.claim} {_than(gap)} the strongest baseline, {best}: {numbers}.")
     tail = ours["reward"]["tail_pair_accuracy"]["half"]
     if tail["value"] is not None:
         from_chance = {key: None if tail[key] is None else tail[key] - 0.5 for key in ("value", "low", "high")}
@@ -220,7 +256,11 @@ def _percents(one: dict[str, Any]) -> str:
 def _versus_rows(result: dict[str, Any], other: str) -> list[dict[str, Any]]:
     """The model and another predictor side by side, a measure a row; what "model minus other" says of it."""
     pair, minus = (result["predictors"][_MODEL], result["predictors"][other]), result["model_minus"][other]
-    rows = [(title, *(_get(one, *at) for one in pair), minus[at[1]], lower) for title, at, lower in _VERSUS_ROWS]
+    order = _Order.of(result)
+    first = (f"criterion {order.name}", ("criterion", order.key), False)
+    rows = [
+        (title, *(_get(one, *at) for one in pair), minus[at[1]], lower) for title, at, lower in (first, *_VERSUS_ROWS)
+    ]
     for kind, title, lower in (
         ("precision", "precision at", False),
         ("regret", "regret of the best of", True),
@@ -234,10 +274,10 @@ def _versus_rows(result: dict[str, Any], other: str) -> list[dict[str, Any]]:
     ]
 
 
-def _worst_criteria(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The criteria with the lowest AUROC, among those with enough verdicts to have one worth looking at."""
-    known = [row for row in rows if row["auroc"]["value"] is not None and row["verdicts"] >= _LEAST_VERDICTS]
-    return sorted(known, key=lambda row: row["auroc"]["value"])[:_CRITERIA]
+def _worst_criteria(rows: Sequence[dict[str, Any]], order: str) -> list[dict[str, Any]]:
+    """The criteria with the lowest ``order``, among those with enough verdicts to have one worth looking at."""
+    known = [row for row in rows if row[order]["value"] is not None and row["verdicts"] >= _LEAST_VERDICTS]
+    return sorted(known, key=lambda row: row[order]["value"])[:_CRITERIA]
 
 
 def artefact_table(result: dict[str, Any]) -> Table:

@@ -79,6 +79,19 @@ def test_auroc_is_undefined_with_one_class(gold):
     assert math.isnan(value(metrics.auroc(*one_prompt(gold, [0.2] * len(gold)))))
 
 
+def test_concordance_counts_pairs_by_how_far_apart_they_are():
+    # gaps 1, ½, ½ of (1, 0), (1, ½), (½, 0): the first and the last in order, the middle one a tie
+    assert value(metrics.concordance(*one_prompt([1, 0.5, 0], [0.7, 0.7, 0.1]))) == pytest.approx((1 + 0.25 + 0.5) / 2)
+    # one of the three halves that lie between .5 and 1 is put below: only pairs of unequal verdicts count
+    found = metrics.concordance(*one_prompt([0.5, 0.5, 0.5, 1], [0.1, 0.2, 0.9, 0.5]))
+    assert value(found) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("gold", [[1, 1], [0.7, 0.7, 0.7], []])
+def test_concordance_is_undefined_where_all_verdicts_are_the_same(gold):
+    assert math.isnan(value(metrics.concordance(*one_prompt(gold, [0.1, 0.2, 0.3][: len(gold)]))))
+
+
 verdicts = st.lists(
     st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([0.1, 0.3, 0.3001, 0.5, 0.9])),
     min_size=2,
@@ -95,6 +108,25 @@ def test_auroc_under_prompt_counts_is_the_auroc_of_the_prompts_repeated(rows, co
     assume(len(np.unique(repeated_gold)) == 2)
     found = metrics.auroc(gold, prob, prompt, 4).at(np.array([counts], float))[0]
     assert found == pytest.approx(roc_auc_score(repeated_gold, repeated_prob))
+    assert metrics.concordance(gold, prob, prompt, 4).at(np.array([counts], float))[0] == found
+
+
+graded = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 5)), min_size=2, max_size=30)
+
+
+@given(graded, st.lists(st.integers(0, 3), min_size=4, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_concordance_of_graded_verdicts_is_the_mean_of_the_aurocs_above_each_level_by_their_pairs(rows, counts):
+    prompt, level, prob = (np.array(column) for column in zip(*rows, strict=True))
+    repeats = np.array(counts)[prompt]
+    repeated, repeated_prob = np.repeat(level, repeats), np.repeat(prob, repeats)
+    assume(len(np.unique(repeated)) > 1)
+    above = [repeated > step for step in range(4) if 0 < (repeated > step).sum() < len(repeated)]
+    expected = np.average(
+        [roc_auc_score(one, repeated_prob) for one in above], weights=[one.sum() * (~one).sum() for one in above]
+    )
+    found = metrics.concordance(level / 4, prob / 5, prompt, 4).at(np.array([counts], float))[0]
+    assert found == pytest.approx(expected)
 
 
 @given(verdicts, st.lists(st.integers(0, 3), min_size=4, max_size=4))

@@ -75,16 +75,16 @@ def test_without_them_a_part_of_the_new_prompts_is_held_out_of_everything():
 
 
 def test_what_speaks_against_new_weights_by_hand():
-    old, new = {"brier": 0.2, "auroc": 0.8}, {"brier": 0.3, "auroc": 0.6}
+    old, new = {"brier": 0.2, "concordance": 0.8}, {"brier": 0.3, "concordance": 0.6}
 
     def found(old_after, new_after):
         return objections({"old": old, "new": new}, {"old": old | old_after, "new": new | new_after}, 0.005)
 
-    assert found({"brier": 0.204, "auroc": 0.796}, {"brier": 0.29, "auroc": 0.7}) == []
+    assert found({"brier": 0.204, "concordance": 0.796}, {"brier": 0.29, "concordance": 0.7}) == []
     assert found({}, {}) == ["brier on new verdicts did not fall: 0.3000 before, 0.3000 after"]
-    assert found({"brier": 0.21}, {"brier": 0.29, "auroc": 0.59}) == [
+    assert found({"brier": 0.21}, {"brier": 0.29, "concordance": 0.59}) == [
         "brier rose from 0.2000 to 0.2100 on old ones",
-        "auroc fell from 0.6000 to 0.5900 on new verdicts",
+        "concordance fell from 0.6000 to 0.5900 on new verdicts",
     ]
 
 
@@ -138,7 +138,7 @@ def test_new_verdicts_are_learnt_and_the_old_kept_from_the_command_line(options,
     assert report["parts"]["held_out"] == {"prompts": 3, "responses": 12} and not report["parts"]["held_out_cut"]
     assert report["new"]["verdict"]["brier"]["change"]["value"] < 0
     assert report["old"]["verdict"]["brier"]["change"]["value"] < 0.05
-    assert {"eval_new_brier", "eval_old_auroc", "eval_selection"} < set().union(*report["log"])
+    assert {"eval_new_brier", "eval_old_concordance", "eval_selection"} < set().union(*report["log"])
     assert report["fresh_trees"] == 6 and report["ordinary_trees"] == 6
     assert not same_weights(tmp_path / "redistil" / "model", start / "run" / "model")
     assert not (tmp_path / "redistil" / "model" / "calibration.json").exists()

@@ -202,21 +202,21 @@ def test_replay_fills_every_batch_with_other_trees_anew_every_epoch():
 
 
 def test_what_is_lost_is_said_by_hand():
-    before = {"brier": 0.2, "auroc": 0.8, "tail_pair_accuracy": 0.6, "pair_accuracy": 0.9}
+    before = {"brier": 0.2, "concordance": 0.8, "tail_pair_accuracy": 0.6, "pair_accuracy": 0.9}
 
     def objections(after, tolerance):
         return tail.objections({"validation": before}, {"validation": before | after}, tolerance)
 
-    assert objections({"brier": 0.205, "auroc": 0.796}, 0.0051) == []
-    assert objections({"brier": 0.1, "auroc": 0.9, "pair_accuracy": 0.95}, 0.0) == []
+    assert objections({"brier": 0.205, "concordance": 0.796}, 0.0051) == []
+    assert objections({"brier": 0.1, "concordance": 0.9, "pair_accuracy": 0.95}, 0.0) == []
     assert objections({"pair_accuracy": 0.891}, 0.01) == []
     assert objections({"pair_accuracy": 0.889}, 0.01) == ["pair accuracy fell from 0.9000 to 0.8890"]
-    assert objections({"brier": 0.206, "auroc": 0.79, "tail_pair_accuracy": 0.59}, 0.005) == [
+    assert objections({"brier": 0.206, "concordance": 0.79, "tail_pair_accuracy": 0.59}, 0.005) == [
         "tail pair accuracy fell from 0.6000 to 0.5900",
         "brier rose from 0.2000 to 0.2060",
-        "auroc fell from 0.8000 to 0.7900",
+        "concordance fell from 0.8000 to 0.7900",
     ]
-    assert changes.forgotten({"brier": 0.2}, {"brier": 0.3}, 0.2) == []  # AUROC undefined: one kind of verdict
+    assert changes.forgotten({"brier": 0.2}, {"brier": 0.3}, 0.2) == []  # concordance undefined
 
 
 def test_before_and_after_by_hand():

@@ -14,12 +14,13 @@ Args:
     levels: how many answers every criterion has, for kappa; 2 (the default) is no and yes.
 
 Returns:
-    accuracy, auroc, kappa, brier, log_loss, ece, as in an audit (docs/metrics.md), and how many verdicts are masked.
+    accuracy, auroc, concordance, kappa, brier, log_loss, ece, as in an audit (docs/metrics.md), and how many verdicts
+    are masked.
 """
 
 
 class VerdictAgreement(evaluate.Metric):
-    """Accuracy, AUROC, kappa, Brier score, log-loss and calibration error of P(met) against verdicts."""
+    """Accuracy, AUROC, concordance, kappa, Brier score, log-loss and calibration error of P(met) against verdicts."""
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")
