@@ -7,7 +7,7 @@ from rubric_data.config import EndpointConfig, JudgeConfig
 
 Backend = Literal["auto", "flash_attention_2", "torch_varlen", "cpu_tree", "cpu_flash", "sdpa"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Selection = Literal["loss", "accuracy", "auroc", "brier", "pair_accuracy"]
+Selection = Literal["loss", "accuracy", "auroc", "concordance", "brier", "pair_accuracy"]
 RewardKind = Literal["proxy", "calibrated", "lower_bound"]
 
 

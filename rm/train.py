@@ -33,7 +33,7 @@ from rm.data import (
 )
 from rm.encoding import Encoder
 from rm.loss import distillation_loss, expected_levels, predicted_rewards, verdict_loss
-from rm.metrics import accuracy, auroc, brier, value
+from rm.metrics import accuracy, auroc, brier, concordance, value
 from rm.model import RubricRewardModel
 from rubric_data.builtin.drills import drills
 from rubric_data.errors import UserError
@@ -181,6 +181,7 @@ def evaluate_trees(
         "loss": loss / counted,
         "accuracy": value(accuracy(gold, probs, prompt, 1)),
         "auroc": value(auroc(gold, probs, prompt, 1)),
+        "concordance": value(concordance(gold, probs, prompt, 1)),
         "brier": value(brier(gold, probs, prompt, 1)),
         "pair_accuracy": right / pairs if pairs else math.nan,
     }

@@ -215,6 +215,17 @@ def estimated(value, low, high):
     return {"value": value, "low": low, "high": high}
 
 
+def test_soft_verdicts_are_told_by_concordance():
+    audited = result("plain", "plain") | {"soft": 3}
+    for name, value in (("model", 0.8), ("plain", 0.7)):
+        audited["predictors"][name]["criterion"]["concordance"] = estimated(value, 0.6, 0.9)
+    audited["model_minus"]["plain"]["concordance"] = estimated(0.1, 0.05, 0.15)
+    text = Page(render(audited)).text
+    assert "It puts verdicts in the judge's order better than the strongest baseline, plain: concordance 0.800" in text
+    assert "Criterion concordance0.800[0.60, 0.90]" in text and "Criterion AUROC" not in text
+    assert "concordance" in [column.header for column in summary_table(audited).columns]
+
+
 def test_the_verdict_in_words():
     audited = result("plain", "plain", others=("scalar",))
     audited["predictors"]["model"]["criterion"] |= {
