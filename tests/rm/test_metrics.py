@@ -92,6 +92,12 @@ def test_concordance_is_undefined_where_all_verdicts_are_the_same(gold):
     assert math.isnan(value(metrics.concordance(*one_prompt(gold, [0.1, 0.2, 0.3][: len(gold)]))))
 
 
+def columns(rows, counts):
+    """Prompt, verdict and prediction of every row, and how often its prompt is counted."""
+    prompt, gold, prob = (np.array(column) for column in zip(*rows, strict=True))
+    return prompt, gold, prob, np.array(counts)[prompt]
+
+
 verdicts = st.lists(
     st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([0.1, 0.3, 0.3001, 0.5, 0.9])),
     min_size=2,
@@ -102,8 +108,7 @@ verdicts = st.lists(
 @given(verdicts, st.lists(st.integers(0, 3), min_size=4, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_auroc_under_prompt_counts_is_the_auroc_of_the_prompts_repeated(rows, counts):
-    prompt, gold, prob = (np.array(column) for column in zip(*rows, strict=True))
-    repeats = np.array(counts)[prompt]
+    prompt, gold, prob, repeats = columns(rows, counts)
     repeated_gold, repeated_prob = np.repeat(gold, repeats), np.repeat(prob, repeats)
     assume(len(np.unique(repeated_gold)) == 2)
     found = metrics.auroc(gold, prob, prompt, 4).at(np.array([counts], float))[0]
@@ -117,8 +122,7 @@ graded = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0,
 @given(graded, st.lists(st.integers(0, 3), min_size=4, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_concordance_of_graded_verdicts_is_the_mean_of_the_aurocs_above_each_level_by_their_pairs(rows, counts):
-    prompt, level, prob = (np.array(column) for column in zip(*rows, strict=True))
-    repeats = np.array(counts)[prompt]
+    prompt, level, prob, repeats = columns(rows, counts)
     repeated, repeated_prob = np.repeat(level, repeats), np.repeat(prob, repeats)
     assume(len(np.unique(repeated)) > 1)
     above = [repeated > step for step in range(4) if 0 < (repeated > step).sum() < len(repeated)]
@@ -132,8 +136,7 @@ def test_concordance_of_graded_verdicts_is_the_mean_of_the_aurocs_above_each_lev
 @given(verdicts, st.lists(st.integers(0, 3), min_size=4, max_size=4))
 @settings(max_examples=30, deadline=None)
 def test_means_under_prompt_counts_are_the_means_of_the_prompts_repeated(rows, counts):
-    prompt, gold, prob = (np.array(column) for column in zip(*rows, strict=True))
-    repeats = np.array(counts)[prompt]
+    prompt, gold, prob, repeats = columns(rows, counts)
     assume(repeats.sum())
     found = metrics.brier(gold, prob, prompt, 4).at(np.array([counts], float))[0]
     assert found == pytest.approx(((np.repeat(prob, repeats) - np.repeat(gold, repeats)) ** 2).mean())
@@ -142,8 +145,7 @@ def test_means_under_prompt_counts_are_the_means_of_the_prompts_repeated(rows, c
 @given(verdicts, st.lists(st.integers(0, 3), min_size=4, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_kappa_under_prompt_counts_is_the_kappa_of_the_prompts_repeated(rows, counts):
-    prompt, gold, prob = (np.array(column) for column in zip(*rows, strict=True))
-    repeats = np.array(counts)[prompt]
+    prompt, gold, prob, repeats = columns(rows, counts)
     answers = np.repeat((1 + np.sign(prob - 0.5)) / 2, repeats)
     found = metrics.kappa(gold, prob, prompt, 4, np.full(len(gold), 2)).at(np.array([counts], float))[0]
     assert found == pytest.approx(cohen_kappa(np.repeat(gold, repeats), answers), nan_ok=True)
