@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.distil import GRADED
 from benchmarks.record import RESULTS, ROOT, running_mean
 from rm.page import BLUE, GREY, ORANGE
 
@@ -32,19 +33,25 @@ Record = dict[str, Any]
 
 
 def learning_curves(*records: Record) -> Figure:
-    """Validation AUROC by step of seed 0, and beside its end AUROC on the test split, best baseline and aim."""
+    """Validation AUROC by step of seed 0, and beside its end AUROC on the test split, best baseline and aim.
+
+    Of graded verdicts the test's is of those met in full; the curve, which training watched, is of those above a half.
+    """
     figure = Figure(figsize=(9.6, 2.7), layout="constrained", facecolor="white")
     panels = figure.subplots(1, len(records), sharey=True)
     for ax, record, (data, (_, aim)) in zip(panels, records, LEARNT.items(), strict=True):
         found = record["seeds"]["0"]
+        graded = data in GRADED
         steps = [point["step"] for point in found["curve"]]
-        ax.plot(steps, [point["auroc"] for point in found["curve"]], color=BLUE, marker=".", label="validation")
-        test, end = found["numbers"]["model"]["auroc"], steps[-1] * 1.08
-        _with_interval(ax, end, test, BLUE, "test")
-        name, best = _best_baseline(found["numbers"], "auroc")
-        _with_interval(ax, steps[-1] * 1.18, best, ORANGE, "best baseline, test")
+        curve = {"color": GREY if graded else BLUE, "linestyle": ":" if graded else "-"}
+        ax.plot(steps, [point["auroc"] for point in found["curve"]], marker=".", label="validation", **curve)
+        auroc = found["met_in_full"]["auroc"] if graded else {n: row["auroc"] for n, row in found["numbers"].items()}
+        _with_interval(ax, steps[-1] * 1.08, auroc["model"], BLUE, "test")
+        name = _best_baseline(auroc)
+        _with_interval(ax, steps[-1] * 1.18, auroc[name], ORANGE, "best baseline, test")
         ax.axhline(aim, color=GREY, linestyle="--", linewidth=1, label="aim")
-        ax.set(title=f"{data}\n(baseline: {name})", xlabel="step", ylim=(0.45, 0.95))
+        question = ", met in full" if graded else ""
+        ax.set(title=f"{data}{question}\n(baseline: {name})", xlabel="step", ylim=(0.45, 0.95))
         ax.title.set_fontsize(9)
     panels[0].set_ylabel("AUROC of verdicts")
     panels[0].legend(frameon=False, fontsize=7, loc="lower right")
@@ -56,11 +63,10 @@ def _with_interval(ax: Axes, x: float, one: dict[str, float], colour: str, label
     ax.errorbar([x], [one["value"]], yerr=error, color=colour, marker="D", markersize=4, capsize=2, label=label)
 
 
-def _best_baseline(numbers: dict[str, Any], key: str) -> tuple[str, dict[str, float]]:
-    """The name and estimate of the baseline with the most of ``key``; zero-shot is the model before any training."""
-    others = {name: row[key] for name, row in numbers.items() if name not in _OURS and "generators" not in name}
-    name = max((name for name, one in others.items() if one), key=lambda name: others[name]["value"])
-    return name, others[name]
+def _best_baseline(values: dict[str, dict[str, float] | None]) -> str:
+    """The name of the baseline with the highest estimate; zero-shot is the model before any training."""
+    others = {name: one for name, one in values.items() if one and name not in _OURS and "generators" not in name}
+    return max(others, key=lambda name: others[name]["value"])
 
 
 def tail_matters(record: Record) -> Figure:

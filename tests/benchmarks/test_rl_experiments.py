@@ -48,7 +48,9 @@ def test_the_figures_are_drawn_from_the_records(tmp_path):
     rewards = {name: {"curve": best} for name in figures.REWARDS}
     gold_by_family = {name: {"form": 0.4, "free": 0.5} for name in seesaw.POLICIES}
     numbers = {"model": {"auroc": estimate(0.7)}, "tag mean": {"auroc": estimate(0.6)}, "bt": {"auroc": None}}
-    learnt = {"numbers": numbers, "curve": [{"step": 50, "auroc": 0.6}, {"step": 100, "auroc": 0.7}]}
+    curve = [{"step": 50, "auroc": 0.6}, {"step": 100, "auroc": 0.7}]
+    in_full = {"auroc": {"model": estimate(0.8), "tag mean": estimate(0.7)}}
+    learnt = {"numbers": numbers, "met_in_full": in_full, "curve": curve}
     write_json(tmp_path / "planted-exploit.json", {"seeds": {"0": dict.fromkeys(planted_exploit.RUNS_OF_A_SEED, run)}})
     grpo = {"base": {"curve": [{"kl": 0.1, "gold": 0.4}, {"kl": 0.3, "gold": 0.5}]}}  # not of every reward
     write_json(tmp_path / "tail-matters.json", {"seeds": {"0": {"best_of_n": rewards, "grpo": grpo}}})
@@ -63,9 +65,9 @@ def test_the_figures_are_drawn_from_the_records(tmp_path):
 
 
 def test_the_best_baseline_is_none_of_ours():
-    rows = {"model": 0.9, "tail": 0.95, "model, seen generators": 0.99, "zero-shot": 0.5, "tag mean": 0.7}
-    numbers = {name: {"auroc": {"value": value}} for name, value in rows.items()} | {"bt": {"auroc": None}}
-    assert figures._best_baseline(numbers, "auroc") == ("tag mean", {"value": 0.7})
+    values = {"model": 0.9, "tail": 0.95, "model, seen generators": 0.99, "zero-shot": 0.5, "tag mean": 0.7}
+    auroc = {name: {"value": value} for name, value in values.items()} | {"bt": None}
+    assert figures._best_baseline(auroc) == "tag mean"
 
 
 def test_prompts_about_the_mark_are_told():
