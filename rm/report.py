@@ -153,7 +153,8 @@ def summary_table(result: dict[str, Any]) -> Table:
     if result["masked"]:
         title += f" ({result['masked']} masked)"
     caption = f"[low high]: {result['level']:.0%} interval, {result['bootstrap']} resamples of prompts"
-    caption += "".join(f"\n{said}" for said in [_turn_in_words(result["forecast"]), *_beside_all(result)])
+    sentences = [_turn_in_words(result["forecast"]), *_beside_all(result), *_flattered(result)]
+    caption += "".join(f"\n{said}" for said in sentences)
     table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("predictor")
     order = _Order.of(result)
@@ -223,7 +224,7 @@ def _verdict(result: dict[str, Any]) -> list[str]:
     ece = ours["criterion"]["ece"]
     said.append(f"Its probabilities are {number(100 * ece['value'], 1)} points off on average{_ends(ece, 100)} (ECE).")
     said.append(_turn_in_words(result["forecast"]))
-    return said + _beside_all(result)
+    return said + _beside_all(result) + _flattered(result)
 
 
 def _beside(result: dict[str, Any], name: str) -> str:
@@ -239,6 +240,16 @@ def _beside(result: dict[str, Any], name: str) -> str:
 
 def _beside_all(result: dict[str, Any]) -> list[str]:
     return [_beside(result, name) for name in result["others"]]
+
+
+def _flattered(result: dict[str, Any]) -> list[str]:
+    """One sentence if the model was made on these very verdicts, else none."""
+    if result.get("facts", {}).get("split") != "validation":
+        return []
+    return [
+        "These prompts are the validation split, on which training chose its checkpoint and calibration fits its maps, "
+        "so the numbers flatter the model: the test split tells what it is worth."
+    ]
 
 
 def _than(gap: dict[str, Any]) -> str:

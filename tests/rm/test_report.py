@@ -226,6 +226,14 @@ def test_soft_verdicts_are_told_by_concordance():
     assert "concordance" in [column.header for column in summary_table(audited).columns]
 
 
+def test_an_audit_of_the_split_that_chose_the_model_says_so():
+    audited = result("plain", "plain")
+    for split, told in (("validation", True), ("test", False)):
+        audited["facts"]["split"] = split
+        assert ("the numbers flatter the model" in Page(render(audited)).text) == told
+        assert ("the numbers flatter the model" in str(summary_table(audited).caption)) == told
+
+
 def test_the_verdict_in_words():
     audited = result("plain", "plain", others=("scalar",))
     audited["predictors"]["model"]["criterion"] |= {
