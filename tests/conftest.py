@@ -1,5 +1,7 @@
 """Fixtures that several test folders share. What one module alone needs stands in its own test file."""
 
+import signal
+
 import pytest
 
 from rubric_data.records import Criterion, JudgedResponse, Rubric, Verdict
@@ -13,6 +15,15 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def pytest_configure():
+    """Let tests interrupt themselves and what they start, also where a shell put pytest into the background.
+
+    Without job control a shell starts such a job with SIGINT ignored, which it and its children would inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
