@@ -23,11 +23,8 @@ BINS = 5
 TAIL_ACCURACY = "tail_pair_accuracy"
 _LIMITS = (-0.04, 1.04)  # of what lies in [0, 1], with room for the marks at its ends
 _VERDICT = ("brier", "concordance")
-_HURT = {
-    "brier": 1,
-    "concordance": -1,
-    "pair_accuracy": -1,
-}  # of each guarded number, the sign of a change for the worse
+# of each guarded number, the sign of a change for the worse
+_HURT = {"brier": 1, "concordance": -1, "pair_accuracy": -1}
 
 Probs = Sequence[np.ndarray]  # P(met) of every criterion, (K,) for each response
 

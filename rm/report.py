@@ -58,13 +58,8 @@ _VERSUS_ROWS = (
     ("pair accuracy", ("reward", "pair_accuracy"), False),
     ("tail pair accuracy", ("reward", "tail_pair_accuracy"), False),
 )
-_IN_WORDS = (
-    "criterion AUROC",
-    "criterion concordance",
-    "ECE",
-    "pair accuracy",
-    "tail pair accuracy",
-)  # of these the verdict speaks
+# of these the verdict speaks
+_IN_WORDS = ("criterion AUROC", "criterion concordance", "ECE", "pair accuracy", "tail pair accuracy")
 
 
 @dataclass(frozen=True)
