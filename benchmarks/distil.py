@@ -142,7 +142,7 @@ def source(data: str) -> Path:
     """The file of ``data`` with what `_CUT` leaves of it, which is what comes first by a hash; `GRADED` as levels."""
     name, _, part = data.partition("-")
     cut = {**_CUT.get(name, {}), **(_SMALL_CUT if part else {})}
-    if not cut:
+    if not cut and name not in GRADED:
         return DATA / f"{name}.parquet"
     path = RUNS / f"{data}.parquet"
     if not path.exists():

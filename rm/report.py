@@ -5,7 +5,7 @@ Both read the audit's result alone (the content of audit.json); every number is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -64,27 +64,27 @@ _IN_WORDS = ("criterion AUROC", "criterion concordance", "ECE", "pair accuracy",
 
 @dataclass(frozen=True)
 class _Order:
-    """The number that tells how well verdicts are put in the judge's order: its key, name, and what it is the share of.
-
-    Of yes and no this is the AUROC, of soft and graded verdicts the concordance, which is the same of yes and no.
-    """
+    """The number that tells how well verdicts are put in the judge's order, and how the page speaks of it."""
 
     key: str
     name: str
     hint: str
     claim: str
 
-    @classmethod
-    def of(cls, result: dict[str, Any]) -> Self:
-        if result["soft"]:
-            hint = "the higher of two verdicts scored higher, by how far they are apart; chance is 0.5"
-            return cls("concordance", "concordance", hint, "It puts verdicts in the judge's order")
-        return cls(
-            "auroc",
-            "AUROC",
-            "a met verdict scored above an unmet one; chance is 0.5",
-            "It tells met from unmet criteria",
-        )
+
+_OF_YES_NO = _Order(
+    "auroc", "AUROC", "a met verdict scored above an unmet one; chance is 0.5", "It tells met from unmet criteria"
+)
+_OF_SOFT = _Order(  # on yes and no the same number
+    "concordance",
+    "concordance",
+    "the higher of two verdicts scored higher, by how far they are apart; chance is 0.5",
+    "It puts verdicts in the judge's order",
+)
+
+
+def _order(result: dict[str, Any]) -> _Order:
+    return _OF_SOFT if result["soft"] else _OF_YES_NO
 
 
 _REWARD_ROWS = (
@@ -104,7 +104,7 @@ def render(result: dict[str, Any]) -> str:
     """The HTML page of an audit ``result``. Whatever its texts hold is escaped."""
     predictors = result["predictors"]
     other = next(iter(result["others"]), None)
-    order = _Order.of(result)
+    order = _order(result)
     headlines = ((f"Criterion {order.name}", "criterion", order.key, order.hint), *_HEADLINES)
     forest = {"width": 4.8, "height": max(2.6, 0.8 + 0.25 * len(predictors))}
     return page.render(
@@ -152,7 +152,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     caption += "".join(f"\n{said}" for said in sentences)
     table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("predictor")
-    order = _Order.of(result)
+    order = _order(result)
     for column in ("accuracy", order.name, "Brier", "Spearman", "tail pair acc."):
         table.add_column(column, justify="right", no_wrap=True)
     for name, one in result["predictors"].items():
@@ -203,7 +203,7 @@ def _verdict(result: dict[str, Any]) -> list[str]:
     """What the audit says, a sentence each: beside the baselines, in the tail, calibrated, optimised, beside others."""
     ours = result["predictors"][_MODEL]
     said = []
-    order = _Order.of(result)
+    order = _order(result)
     value, best = ours["criterion"][order.key]["value"], _strongest_baseline(result, "criterion", order.key)
     if value is not None and best is not None:
         theirs = result["predictors"][best]["criterion"][order.key]["value"]
@@ -262,7 +262,7 @@ def _percents(one: dict[str, Any]) -> str:
 def _versus_rows(result: dict[str, Any], other: str) -> list[dict[str, Any]]:
     """The model and another predictor side by side, a measure a row; what "model minus other" says of it."""
     pair, minus = (result["predictors"][_MODEL], result["predictors"][other]), result["model_minus"][other]
-    order = _Order.of(result)
+    order = _order(result)
     first = (f"criterion {order.name}", ("criterion", order.key), False)
     rows = [
         (title, *(_get(one, *at) for one in pair), minus[at[1]], lower) for title, at, lower in (first, *_VERSUS_ROWS)
